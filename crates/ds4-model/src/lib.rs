@@ -1,0 +1,4 @@
+//! DeepSeek V4 as a file: configuration, weights, tokenizer and prompt format.
+
+pub mod config;
+pub mod weights;
