@@ -77,19 +77,15 @@ pub enum Error {
         /// Bytes given.
         found: usize,
     },
-    /// A tensor was written out of turn.
-    #[error(
-        "{}: tensor {}: written out of order, expected {expected}",
-        Printable(file),
-        Printable(tensor)
-    )]
+    /// A tensor was written out of turn, or the file ended before the last.
+    #[error("{}: {found} written out of order, expected {expected}", Printable(file))]
     WriteOrder {
         /// The file.
         file: String,
-        /// The tensor given.
-        tensor: String,
+        /// What was given.
+        found: Turn,
         /// What comes next.
-        expected: String,
+        expected: Turn,
     },
     /// A tensor was given too few or too many bytes.
     #[error(
@@ -133,6 +129,24 @@ impl fmt::Display for Place {
             Place::Key(key) => write!(f, "key {}", Printable(key)),
             Place::TensorNumber(number) => write!(f, "tensor number {number}"),
             Place::Tensor(name) => write!(f, "tensor {}", Printable(name)),
+        }
+    }
+}
+
+/// What can be written next to a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Turn {
+    /// The tensor of this name.
+    Tensor(String),
+    /// The end of the file.
+    End,
+}
+
+impl fmt::Display for Turn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Turn::Tensor(name) => write!(f, "tensor {}", Printable(name)),
+            Turn::End => f.write_str("end of file"),
         }
     }
 }

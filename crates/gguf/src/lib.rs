@@ -17,7 +17,7 @@ mod tensor_type;
 mod writer;
 
 pub use dequantize::dequantize_row;
-pub use error::{Error, Place, Problem};
+pub use error::{Error, Place, Problem, Turn};
 pub use file::{GgufFile, TensorInfo};
 pub use iq2_tables::{IQ2_SIGNS, IQ2_XXS_GRID};
 pub use metadata::{Array, FromValue, Metadata, Value};

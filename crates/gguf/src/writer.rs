@@ -5,7 +5,7 @@ use std::{collections::HashSet, io::Write, ops::Range};
 
 use crate::{
     Array, Error, TensorType, Value,
-    error::{Place, Problem},
+    error::{Place, Problem, Turn},
     layout::{
         ALIGNMENT_KEY, MAGIC, MAX_ENTRIES, MAX_NAME_BYTES, VERSION, align_up, alignment,
         tensor_bytes,
@@ -149,7 +149,7 @@ impl<W: Write> Writer<W> {
     /// [`Error::WriteOrder`] if a tensor is missing, or if the output fails.
     pub fn finish(mut self) -> Result<W, Error> {
         if self.current != self.layout.tensors.len() {
-            return Err(self.out_of_order("end of file"));
+            return Err(self.out_of_order(Turn::End));
         }
         match self.out.flush() {
             Ok(()) => Ok(self.out),
@@ -161,14 +161,14 @@ impl<W: Write> Writer<W> {
     fn check_turn(&self, name: &str) -> Result<u64, Error> {
         match self.layout.tensors.get(self.current) {
             Some((current, range)) if current == name => Ok(range.end - range.start),
-            _ => Err(self.out_of_order(name)),
+            _ => Err(self.out_of_order(Turn::Tensor(name.to_owned()))),
         }
     }
 
-    fn out_of_order(&self, found: &str) -> Error {
+    fn out_of_order(&self, found: Turn) -> Error {
         let next = self.layout.tensors.get(self.current);
-        let expected = next.map_or("end of file", |(name, _)| name).to_owned();
-        Error::WriteOrder { file: self.layout.file.clone(), tensor: found.to_owned(), expected }
+        let expected = next.map_or(Turn::End, |(name, _)| Turn::Tensor(name.clone()));
+        Error::WriteOrder { file: self.layout.file.clone(), found, expected }
     }
 
     fn wrong_size(&self, tensor: &str, found: u64, expected: u64) -> Error {
