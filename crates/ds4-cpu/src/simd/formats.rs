@@ -1,0 +1,121 @@
+//! Weight formats as kernels see them: how to unpack one superblock (256
+//! elements of a row), or one register of plain floats.
+//!
+//! The unpacking itself differs by instruction set and lies with it
+//! (`avx2/formats.rs` and so on); here are the traits, and what the sets share.
+
+use super::vector::Vector;
+
+/// Elements of a superblock.
+pub(super) const SUPERBLOCK: usize = 256;
+/// Elements that share an activation scale.
+pub(super) const GROUP: usize = 32;
+/// Groups of a superblock.
+pub(super) const GROUPS: usize = SUPERBLOCK / GROUP;
+
+/// A quantised weight format on one instruction set.
+///
+/// A weight is `scale · (quant − BIAS) − min`, one scale per group; with
+/// `MINS == 1` there is one min per group, with 2 one per half group.
+pub(super) trait Format<V: Vector> {
+    /// Bytes of 256 elements.
+    const BYTES: usize;
+    /// [`Vector::BIAS`] if quants are signed and so stored with it, else 0.
+    const BIAS: i32;
+    /// Quants take all eight bits (see [`Vector::dot`]).
+    const WIDE: bool;
+    /// Mins per group.
+    const MINS: usize;
+
+    /// Unpacks the superblock at `p`.
+    ///
+    /// # Safety
+    /// Needs the instruction set, and `BYTES` readable bytes.
+    unsafe fn unpack(p: *const u8) -> Unpacked<V>;
+}
+
+/// One superblock of a row.
+pub(super) struct Unpacked<V: Vector> {
+    /// In the order of the row.
+    pub quants: V::Block,
+    /// One per group.
+    pub scales: V::Groups,
+    /// The first `MINS` count: of each group, or of each group's two halves.
+    pub mins: [V::Groups; 2],
+}
+
+/// A float weight format on one instruction set.
+pub(super) trait FloatFormat<V: Vector> {
+    /// Bytes of one element.
+    const BYTES: usize;
+
+    /// Widens [`Vector::LANES`] elements.
+    ///
+    /// # Safety
+    /// Needs the instruction set, and that many elements at `p`.
+    unsafe fn load(p: *const u8) -> V::Float;
+}
+
+/// `F32` tensors.
+pub(super) struct F32;
+/// `F16` tensors.
+pub(super) struct F16;
+/// `BF16` tensors.
+pub(super) struct Bf16;
+
+macro_rules! float_format {
+    ($name:ident, $bytes:literal, $p:ident => $load:expr) => {
+        impl<V: Vector> FloatFormat<V> for $name {
+            const BYTES: usize = $bytes;
+
+            #[inline(always)]
+            unsafe fn load($p: *const u8) -> V::Float {
+                // SAFETY: as the caller promises.
+                unsafe { $load }
+            }
+        }
+    };
+}
+
+float_format!(F32, 4, p => V::load(p.cast()));
+float_format!(F16, 2, p => V::load_f16(p));
+float_format!(Bf16, 2, p => V::load_bf16(p));
+
+/// `Q8_0` tensors.
+pub(super) struct Q8_0;
+/// `Q2_K` tensors.
+pub(super) struct Q2K;
+/// `Q4_K` tensors.
+pub(super) struct Q4K;
+/// `IQ2_XXS` tensors.
+pub(super) struct Iq2Xxs;
+/// `MXFP4` tensors.
+pub(super) struct Mxfp4;
+
+/// The eight 6-bit scales and the eight 6-bit mins of a `Q4_K` block, one per
+/// byte, from its twelve bytes at `p`.
+///
+/// # Safety
+/// Twelve bytes must be readable.
+#[inline(always)]
+pub(super) unsafe fn q4_k_scales_and_mins(p: *const u8) -> (u64, u64) {
+    // SAFETY: as the caller promises.
+    let [s0, s1, s2] = unsafe { p.cast::<[u32; 3]>().read_unaligned() }.map(u32::from_le);
+    let scales_low = s0 & 0x3f3f_3f3f;
+    let mins_low = s1 & 0x3f3f_3f3f;
+    let scales_high = (s2 & 0x0f0f_0f0f) | (s0 >> 6 & 0x0303_0303) << 4;
+    let mins_high = (s2 >> 4 & 0x0f0f_0f0f) | (s1 >> 6 & 0x0303_0303) << 4;
+    let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    (join(scales_low, scales_high), join(mins_low, mins_high))
+}
+
+/// Half of the value of an E8M0 exponent, that is 2^(x−128): `MXFP4` quants are
+/// doubled to be integers.
+#[inline(always)]
+pub(super) fn half_exponent(x: u8) -> f32 {
+    let x = u32::from(x);
+    f32::from_bits(if x < 2 { 0x0020_0000 << x } else { (x - 1) << 23 })
+}
+
+/// `MXFP4` quants by nibble.
+pub(super) const MXFP4_QUANTS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];

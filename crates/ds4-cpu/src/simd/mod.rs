@@ -1,0 +1,140 @@
+//! SIMD kernels, and how their work is split over threads.
+//!
+//! What is here: products of activations with weight matrices in their file
+//! formats ([`matmul()`], [`experts()`]), the core of attention ([`attend()`]) and
+//! the indexer's scores ([`index_scores()`]). The instruction set is an argument
+//! ([`Isa`]), so that each can be checked on any machine that has it.
+//!
+//! Quantised weights meet activations quantised to i8 in groups of 32 (`q8.rs`)
+//! and are multiplied in integers; float weights meet f32. Single tokens go
+//! through kernels that read the weights once, in file order (`decode.rs`);
+//! chunks of a prompt go through tiles of unpacked rows (`tile.rs`).
+//!
+//! The invariant: what is computed for a token doesn't depend on the other
+//! tokens of the call, nor on the number of threads. Every sum has one order.
+//!
+//! Kernels are written once, generic over the operations of `vector.rs`; a
+//! folder per instruction set holds those operations and the unpacking of
+//! blocks. Parallel work runs on the caller's current rayon pool.
+
+#![allow(clippy::needless_range_loop, reason = "blocks of registers are indexed together")]
+
+mod attention;
+mod decode;
+mod experts;
+mod float;
+mod formats;
+mod kernels;
+mod math;
+mod matmul;
+mod q8;
+mod tile;
+mod vector;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+use ds4_model::config::{HEAD_DIM, INDEX_DIM};
+use gguf::TensorType;
+
+pub use experts::{Experts, experts};
+pub use matmul::{Input, matmul};
+
+use attention::{Context, IndexQuery};
+use kernels::Kernels;
+
+/// An instruction set that this machine has.
+///
+/// Values come from [`Isa::detect`] and [`Isa::available`] alone, so having one
+/// is the proof that its kernels may run.
+#[derive(Clone, Copy)]
+pub struct Isa {
+    name: &'static str,
+    kernels: &'static Kernels,
+}
+
+impl Isa {
+    /// The fastest instruction set of this machine that there are kernels for.
+    pub fn detect() -> Option<Isa> {
+        Isa::available().into_iter().next()
+    }
+
+    /// Every instruction set of this machine that there are kernels for, the
+    /// fastest first.
+    pub fn available() -> Vec<Isa> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
+            found.push(Isa { name: "AVX2", kernels: &avx2::KERNELS });
+        }
+        found
+    }
+
+    /// Its usual name, such as `AVX2`.
+    pub fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// Whether [`matmul()`] and [`experts()`] take weights of type `ty`.
+    pub fn supports(self, ty: TensorType) -> bool {
+        use TensorType::*;
+        matches!(ty, F32 | F16 | BF16 | Q8_0 | Q2_K | Q4_K | IQ2_XXS | MXFP4)
+    }
+}
+
+/// Attention of one query over its visible rows, which are keys and values
+/// alike: every head becomes the mean of the rows, weighted by
+/// e^(scale · head·row) / (e^sink + Σ e^(scale · head·row)).
+///
+/// `heads` is `[heads, 512]`, each of `parts` `[rows, 512]`, `sinks` one per head.
+/// Any range of a query's heads may be computed on its own, with the same bits.
+/// `scratch` is resized as needed and may be reused.
+///
+/// # Panics
+/// If lengths disagree.
+pub fn attend(
+    isa: Isa,
+    heads: &mut [f32],
+    parts: &[&[f32]],
+    sinks: &[f32],
+    scale: f32,
+    scratch: &mut Vec<f32>,
+) {
+    assert_eq!(heads.len(), sinks.len() * HEAD_DIM, "one sink per head");
+    assert!(parts.iter().all(|part| part.len().is_multiple_of(HEAD_DIM)), "whole rows");
+    let rows: Vec<_> =
+        parts.iter().flat_map(|part| part.chunks_exact(HEAD_DIM)).map(<[f32]>::as_ptr).collect();
+    if rows.is_empty() {
+        return heads.fill(0.0);
+    }
+    let len = attention::scratch_len(sinks.len(), rows.len());
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+    let context = Context { rows: &rows, sinks, scale };
+    // SAFETY: `isa` exists only where it can run, and lengths were checked.
+    unsafe { (isa.kernels.attend)(heads, context, &mut scratch[..len]) }
+}
+
+/// The indexer's scores of one query: `out[c] = Σ_h w_h · max(0, q_h·key_c)`.
+///
+/// `q` is `[heads, 128]`, `keys` 128 numbers for each of `out`.
+///
+/// # Panics
+/// If lengths disagree.
+pub fn index_scores(isa: Isa, q: &[f32], keys: &[f32], head_weights: &[f32], out: &mut [f32]) {
+    assert_eq!(q.len(), head_weights.len() * INDEX_DIM, "one query vector per head");
+    assert_eq!(keys.len(), out.len() * INDEX_DIM, "one key per score");
+    let query = IndexQuery::new(q, head_weights, isa.kernels.index_heads);
+    // SAFETY: `isa` exists only where it can run, and lengths were checked.
+    unsafe { (isa.kernels.index_scores)(&query, keys, out) }
+}
+
+/// Σx².
+pub fn sum_of_squares(isa: Isa, x: &[f32]) -> f32 {
+    // SAFETY: `isa` exists only where it can run.
+    unsafe { (isa.kernels.sum_of_squares)(x) }
+}
