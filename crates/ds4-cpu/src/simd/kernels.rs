@@ -66,11 +66,12 @@ macro_rules! with_format {
 pub(super) use with_format;
 
 /// Defines `KERNELS` for the vectors `$vector`: the generic kernels, compiled
-/// for `$features`, with the sizes of register blocks that suit the set.
+/// for the features, with the sizes of register blocks that suit the set; and
+/// `is_available`, which tells whether this machine has them.
 macro_rules! define_kernels {
     (
         vector: $vector:ident,
-        features: $features:literal,
+        features: $detected:ident[$($feature:tt)*],
         panel: [$($tokens:literal)*],
         float_block: [$rows:literal, $float_tokens:literal],
         value_columns: $columns:literal,
@@ -107,7 +108,11 @@ macro_rules! define_kernels {
             sum_of_squares,
         };
 
-        #[target_feature(enable = $features)]
+        pub(in crate::simd) fn is_available() -> bool {
+            $(std::arch::$detected!($feature))&&*
+        }
+
+        #[target_feature($(enable = $feature),*)]
         unsafe fn quantize(x: &[f32], blocks: &mut [Q8Block]) {
             // SAFETY: this function's own terms.
             unsafe { q8::quantize::<$vector>(x, blocks) }
@@ -118,7 +123,7 @@ macro_rules! define_kernels {
             unsafe { with_format!(w.ty, F => decode_format::<F>(w, tokens, out, stride)) }
         }
 
-        #[target_feature(enable = $features)]
+        #[target_feature($(enable = $feature),*)]
         unsafe fn decode_format<F: Format<$vector>>(
             w: MatrixView,
             tokens: &[&[Q8Block]],
@@ -134,7 +139,7 @@ macro_rules! define_kernels {
             unsafe { with_format!(w.ty, F => unpack_format::<F>(w, tile)) }
         }
 
-        #[target_feature(enable = $features)]
+        #[target_feature($(enable = $feature),*)]
         unsafe fn unpack_format<F: Format<$vector>>(w: MatrixView, tile: &mut Tile) {
             // SAFETY: this function's own terms.
             unsafe { tile::unpack::<$vector, F>(w, tile) }
@@ -155,7 +160,7 @@ macro_rules! define_kernels {
             }
         }
 
-        #[target_feature(enable = $features)]
+        #[target_feature($(enable = $feature),*)]
         unsafe fn multiply_format_by<F: Format<$vector>, const T: usize>(
             tile: &Tile,
             panel: &Panel,
@@ -183,7 +188,7 @@ macro_rules! define_kernels {
             }
         }
 
-        #[target_feature(enable = $features)]
+        #[target_feature($(enable = $feature),*)]
         unsafe fn multiply_float_format<F: FloatFormat<$vector>>(
             w: FloatRows,
             tokens: &[*const f32],
@@ -194,7 +199,7 @@ macro_rules! define_kernels {
             unsafe { float::multiply::<$vector, F, $rows, $float_tokens>(w, tokens, out, stride) }
         }
 
-        #[target_feature(enable = $features)]
+        #[target_feature($(enable = $feature),*)]
         unsafe fn attend(heads: &mut [f32], context: Context, scratch: &mut [f32]) {
             // SAFETY: this function's own terms.
             unsafe {
@@ -204,19 +209,19 @@ macro_rules! define_kernels {
             }
         }
 
-        #[target_feature(enable = $features)]
+        #[target_feature($(enable = $feature),*)]
         unsafe fn index_scores(query: &IndexQuery, keys: &[f32], out: &mut [f32]) {
             // SAFETY: this function's own terms.
             unsafe { attention::index_scores::<$vector, $index_heads, $keys>(query, keys, out) }
         }
 
-        #[target_feature(enable = $features)]
+        #[target_feature($(enable = $feature),*)]
         unsafe fn swiglu(gate: &[f32], up: &[f32], limit: f32, factor: f32, out: &mut [f32]) {
             // SAFETY: this function's own terms.
             unsafe { math::swiglu::<$vector>(gate, up, limit, factor, out) }
         }
 
-        #[target_feature(enable = $features)]
+        #[target_feature($(enable = $feature),*)]
         unsafe fn sum_of_squares(x: &[f32]) -> f32 {
             // SAFETY: this function's own terms.
             unsafe { math::sum_of_squares::<$vector>(x) }

@@ -33,6 +33,8 @@ mod vector;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 use ds4_model::config::{HEAD_DIM, INDEX_DIM};
 use gguf::TensorType;
@@ -64,11 +66,13 @@ impl Isa {
     pub fn available() -> Vec<Isa> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
         {
-            found.push(Isa { name: "AVX2", kernels: &avx2::KERNELS });
+            if avx512::is_available() {
+                found.push(Isa { name: "AVX-512", kernels: &avx512::KERNELS });
+            }
+            if avx2::is_available() {
+                found.push(Isa { name: "AVX2", kernels: &avx2::KERNELS });
+            }
         }
         found
     }

@@ -94,10 +94,10 @@ pub(super) trait Vector: Sized + 'static {
 
 /// Defines functions of [`Vector`] that are one expression of intrinsics.
 macro_rules! operations {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)*) => {
+    ($($vis:vis fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)*) => {
         $(
             #[inline(always)]
-            unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
+            $vis unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: the caller has the instruction set and valid pointers.
                 unsafe { $body }
             }

@@ -73,11 +73,7 @@ impl Format<Avx2> for Q2K {
             }
 
             let d = Avx2::load_f16_pair(p.add(80));
-            let even = _mm_and_si128(mins, _mm_set1_epi16(0xff));
-            let odd = _mm_srli_epi16::<8>(mins);
-            let mins = [even, odd].map(|m| {
-                _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(m)), _mm256_set1_ps(d[1]))
-            });
+            let mins = Avx2::split_bytes(mins, d[1]);
             Unpacked { quants, scales: _mm256_set1_ps(d[0]), mins }
         }
     }
@@ -181,13 +177,21 @@ impl Format<Avx2> for Mxfp4 {
     }
 }
 
+/// What the formats of AVX-512 share.
 impl Avx2 {
     operations! {
-        fn load_f16_pair(p: *const u8) -> [f32; 2] = {
+        pub(in crate::simd) fn load_f16_pair(p: *const u8) -> [f32; 2] = {
             let pair = _mm_cvtph_ps(_mm_cvtsi32_si128(p.cast::<i32>().read_unaligned()));
             [_mm_cvtss_f32(pair), _mm_cvtss_f32(_mm_movehdup_ps(pair))]
         };
-        fn widen_bytes(bytes: u64) -> __m256 =
+        pub(in crate::simd) fn widen_bytes(bytes: u64) -> __m256 =
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes as i64)));
+        pub(in crate::simd) fn split_bytes(bytes: __m128i, factor: f32) -> [__m256; 2] = {
+            let even = _mm_and_si128(bytes, _mm_set1_epi16(0xff));
+            let odd = _mm_srli_epi16::<8>(bytes);
+            let widen = |words| _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(words));
+            let factor = _mm256_set1_ps(factor);
+            [_mm256_mul_ps(widen(even), factor), _mm256_mul_ps(widen(odd), factor)]
+        };
     }
 }

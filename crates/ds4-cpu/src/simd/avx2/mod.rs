@@ -11,7 +11,7 @@ pub(super) struct Avx2;
 
 define_kernels! {
     vector: Avx2,
-    features: "avx2,fma,f16c",
+    features: is_x86_feature_detected["avx2" "fma" "f16c"],
     panel: [1 2 3 4],
     float_block: [4, 3],
     value_columns: 2,

@@ -1,0 +1,278 @@
+//! Unpacking of quantised blocks with AVX-512.
+
+use std::arch::x86_64::*;
+
+use gguf::IQ2_XXS_GRID;
+
+use super::{Avx512, join};
+use crate::simd::{
+    avx2::Avx2,
+    formats::{
+        Format, Iq2Xxs, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0, Unpacked, half_exponent,
+        q4_k_scales_and_mins,
+    },
+    vector::Vector,
+};
+
+impl Format<Avx512> for Q8_0 {
+    const BYTES: usize = 8 * 34;
+    const BIAS: i32 = Avx512::BIAS;
+    const WIDE: bool = true;
+    const MINS: usize = 0;
+
+    #[inline(always)]
+    unsafe fn unpack(p: *const u8) -> Unpacked<Avx512> {
+        // SAFETY: eight blocks of 34 bytes are readable.
+        unsafe {
+            let mut quants = [_mm512_setzero_si512(); 4];
+            let mut scales = [0; 8];
+            for (g, scale) in scales.iter_mut().enumerate() {
+                *scale = p.add(34 * g).cast::<u16>().read_unaligned();
+            }
+            for (i, quants) in quants.iter_mut().enumerate() {
+                let block = p.add(68 * i + 2);
+                let pair = join(
+                    _mm256_loadu_si256(block.cast()),
+                    _mm256_loadu_si256(block.add(34).cast()),
+                );
+                *quants = _mm512_xor_si512(pair, _mm512_set1_epi8(Avx512::BIAS as u8 as i8));
+            }
+            let scales = _mm256_cvtph_ps(_mm_loadu_si128(scales.as_ptr().cast()));
+            Unpacked { quants, scales, mins: [scales; 2] }
+        }
+    }
+}
+
+impl Format<Avx512> for Q2K {
+    const BYTES: usize = 84;
+    const BIAS: i32 = 0;
+    const WIDE: bool = false;
+    const MINS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn unpack(p: *const u8) -> Unpacked<Avx512> {
+        // SAFETY: a block of 84 bytes is readable.
+        unsafe {
+            let scales_and_mins = _mm_loadu_si128(p.cast());
+            let nibble = _mm_set1_epi8(15);
+            let scales = _mm512_broadcast_i32x4(_mm_and_si128(scales_and_mins, nibble));
+            let mins = _mm_and_si128(_mm_srli_epi16::<4>(scales_and_mins), nibble);
+
+            // Two planes of two bits in each register. Quants of at most 3
+            // times their half group's scale of at most 15 still fit in a byte:
+            // multiplied in pairs of bytes.
+            let mut quants = [_mm512_setzero_si512(); 4];
+            for (i, quants) in quants.iter_mut().enumerate() {
+                let q = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.add(16 + i / 2 * 32).cast()));
+                let shift = (i % 2 * 4) as i32;
+                let shifts = join(_mm256_set1_epi32(shift), _mm256_set1_epi32(shift + 2));
+                let plane = _mm512_and_si512(_mm512_srlv_epi32(q, shifts), _mm512_set1_epi8(3));
+                let first = !0xff | (4 * i as i16);
+                let halves = join(
+                    _mm256_set_m128i(_mm_set1_epi16(first + 1), _mm_set1_epi16(first)),
+                    _mm256_set_m128i(_mm_set1_epi16(first + 3), _mm_set1_epi16(first + 2)),
+                );
+                *quants = _mm512_mullo_epi16(plane, _mm512_shuffle_epi8(scales, halves));
+            }
+
+            let d = Avx2::load_f16_pair(p.add(80));
+            let mins = Avx2::split_bytes(mins, d[1]);
+            Unpacked { quants, scales: _mm256_set1_ps(d[0]), mins }
+        }
+    }
+}
+
+impl Format<Avx512> for Q4K {
+    const BYTES: usize = 144;
+    const BIAS: i32 = 0;
+    const WIDE: bool = false;
+    const MINS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn unpack(p: *const u8) -> Unpacked<Avx512> {
+        // SAFETY: a block of 144 bytes is readable.
+        unsafe {
+            let mut quants = [_mm512_setzero_si512(); 4];
+            let shifts = join(_mm256_set1_epi32(0), _mm256_set1_epi32(4));
+            for (i, quants) in quants.iter_mut().enumerate() {
+                let q = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.add(16 + 32 * i).cast()));
+                *quants = _mm512_and_si512(_mm512_srlv_epi32(q, shifts), _mm512_set1_epi8(15));
+            }
+            let d = Avx2::load_f16_pair(p);
+            let (scales, mins) = q4_k_scales_and_mins(p.add(4));
+            let scales = _mm256_mul_ps(Avx2::widen_bytes(scales), _mm256_set1_ps(d[0]));
+            let mins = _mm256_mul_ps(Avx2::widen_bytes(mins), _mm256_set1_ps(d[1]));
+            Unpacked { quants, scales, mins: [mins; 2] }
+        }
+    }
+}
+
+impl Format<Avx512> for Iq2Xxs {
+    const BYTES: usize = 66;
+    const BIAS: i32 = Avx512::BIAS;
+    const WIDE: bool = false;
+    const MINS: usize = 0;
+
+    #[inline(always)]
+    unsafe fn unpack(p: *const u8) -> Unpacked<Avx512> {
+        // SAFETY: a block of 66 bytes is readable.
+        unsafe {
+            let pairs = _mm512_loadu_si512(p.add(2).cast());
+            let order = _mm512_loadu_si512(OCTET_ORDER.0.as_ptr().cast());
+
+            // Level codes of the 32 octets, then their signs, both ordered so
+            // that 64-bit word q has octets q, 8 + q, 16 + q and 24 + q.
+            let indices = _mm512_maskz_permutexvar_epi8(0x5555_5555_5555_5555, order, pairs);
+            let codes = level_codes(indices);
+            let codes_of_signs = _mm512_multishift_epi64_epi8(
+                _mm512_set1_epi64(0x352e_2720_352e_2720), // bits 32, 39, 46, 53
+                pairs,
+            );
+            // Seven bits stay, their parity becomes the eighth.
+            let parity = _mm512_set1_epi64(0x0102_0408_1020_407f);
+            let signs = _mm512_gf2p8affine_epi64_epi8::<0>(codes_of_signs, parity);
+            let signs =
+                _mm512_permutexvar_epi8(_mm512_loadu_si512(SIGN_ORDER.0.as_ptr().cast()), signs);
+
+            let mut quants = [_mm512_setzero_si512(); 4];
+            for (i, quants) in quants.iter_mut().enumerate() {
+                // Level in bits 0–1 and sign in bit 2 of each byte; the table
+                // ignores what is above.
+                let at = |bit: i64| _mm512_set1_epi64(bit * 0x0101_0101_0101_0101);
+                let i = i as i64;
+                let steps = |step: i64, start: i64| {
+                    let bytes: [i64; 8] = std::array::from_fn(|e| (start + step * e as i64) & 63);
+                    bytes.iter().rev().fold(0, |word, byte| word << 8 | byte)
+                };
+                let levels =
+                    _mm512_multishift_epi64_epi8(_mm512_set1_epi64(steps(2, 16 * i)), codes);
+                let signs =
+                    _mm512_multishift_epi64_epi8(_mm512_set1_epi64(steps(1, 8 * i - 2)), signs);
+                // Bit by bit: where the first is set the second, else the third.
+                let index = _mm512_ternarylogic_epi64::<0xca>(at(4), signs, levels);
+                let table = _mm512_loadu_si512(SIGNED_LEVELS.0.as_ptr().cast());
+                *quants = _mm512_permutexvar_epi8(index, table);
+            }
+
+            let factors = _mm512_cvtepi64_epi32(_mm512_srli_epi64::<60>(pairs));
+            let factors = _mm256_add_epi32(_mm256_slli_epi32::<1>(factors), _mm256_set1_epi32(1));
+            let d = Avx2::load_f16_pair(p)[0] / 8.0;
+            let scales = _mm256_mul_ps(_mm256_cvtepi32_ps(factors), _mm256_set1_ps(d));
+            Unpacked { quants, scales, mins: [scales; 2] }
+        }
+    }
+}
+
+/// The level codes (eight levels of two bits) of 32 grid indices.
+#[inline(always)]
+unsafe fn level_codes(indices: __m512i) -> __m512i {
+    // SAFETY: the caller has AVX-512; the table has eight registers.
+    unsafe {
+        let table = |i: usize| _mm512_loadu_si512(LEVEL_CODES.0.as_ptr().add(32 * i).cast());
+        // A permutation looks up 64 entries by the low six bits.
+        let quarter = |i: usize| _mm512_permutex2var_epi16(table(2 * i), indices, table(2 * i + 1));
+        let bit6 = _mm512_test_epi16_mask(indices, _mm512_set1_epi16(64));
+        let bit7 = _mm512_test_epi16_mask(indices, _mm512_set1_epi16(128));
+        let low = _mm512_mask_blend_epi16(bit6, quarter(0), quarter(1));
+        let high = _mm512_mask_blend_epi16(bit6, quarter(2), quarter(3));
+        _mm512_mask_blend_epi16(bit7, low, high)
+    }
+}
+
+#[repr(C, align(64))]
+struct Aligned<T>(T);
+
+/// Grid entries as eight levels of two bits.
+static LEVEL_CODES: Aligned<[u16; 256]> = Aligned({
+    let mut codes = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        let mut element = 0;
+        while element < 8 {
+            let level = match IQ2_XXS_GRID[i] >> (8 * element) & 255 {
+                8 => 0,
+                25 => 1,
+                _ => 2,
+            };
+            codes[i] |= level << (2 * element);
+            element += 1;
+        }
+        i += 1;
+    }
+    codes
+});
+
+/// Biased magnitudes by level (bits 0–1) and sign (bit 2).
+static SIGNED_LEVELS: Aligned<[u8; 64]> = Aligned({
+    let mut table = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        let magnitude = [8, 25, 43, 0][i & 3];
+        let signed = if i & 4 == 0 { magnitude } else { -magnitude };
+        table[i] = (Avx512::BIAS + signed) as u8;
+        i += 1;
+    }
+    table
+});
+
+/// Byte of octet `o`'s index in a block's pairs of words.
+const fn octet_byte(o: usize) -> u8 {
+    (o / 4 * 8 + o % 4) as u8
+}
+
+/// For 16-bit word 4·q + i the index of octet 8·i + q.
+static OCTET_ORDER: Aligned<[u8; 64]> = Aligned({
+    let mut order = [0; 64];
+    let mut i = 0;
+    while i < 32 {
+        order[2 * i] = octet_byte(i % 4 * 8 + i / 4);
+        i += 1;
+    }
+    order
+});
+
+/// For byte i of 64-bit word q the sign byte of octet 8·i + q.
+static SIGN_ORDER: Aligned<[u8; 64]> = Aligned({
+    let mut order = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        order[i] = octet_byte(i % 4 * 8 + i / 8);
+        i += 1;
+    }
+    order
+});
+
+impl Format<Avx512> for Mxfp4 {
+    const BYTES: usize = 8 * 17;
+    const BIAS: i32 = Avx512::BIAS;
+    const WIDE: bool = false;
+    const MINS: usize = 0;
+
+    #[inline(always)]
+    unsafe fn unpack(p: *const u8) -> Unpacked<Avx512> {
+        // SAFETY: eight blocks of 17 bytes are readable.
+        unsafe {
+            let table = _mm_loadu_si128(MXFP4_QUANTS.as_ptr().cast());
+            let table = _mm_add_epi8(table, _mm_set1_epi8(Avx512::BIAS as u8 as i8));
+            let table = _mm512_broadcast_i32x4(table);
+            // High nibbles follow the low ones.
+            let shifts = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+            let shifts = join(shifts, shifts);
+            let mut quants = [_mm512_setzero_si512(); 4];
+            let mut scales = [0.0; 8];
+            for (g, scale) in scales.iter_mut().enumerate() {
+                *scale = half_exponent(*p.add(17 * g));
+            }
+            for (i, quants) in quants.iter_mut().enumerate() {
+                let half = |g: usize| {
+                    _mm256_broadcastsi128_si256(_mm_loadu_si128(p.add(17 * g + 1).cast()))
+                };
+                let nibbles = _mm512_srlv_epi32(join(half(2 * i), half(2 * i + 1)), shifts);
+                let nibbles = _mm512_and_si512(nibbles, _mm512_set1_epi8(15));
+                *quants = _mm512_shuffle_epi8(table, nibbles);
+            }
+            let scales = _mm256_loadu_ps(scales.as_ptr());
+            Unpacked { quants, scales, mins: [scales; 2] }
+        }
+    }
+}
