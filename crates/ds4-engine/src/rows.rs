@@ -1,13 +1,12 @@
 //! Storage formats of cached rows.
 //!
 //! The model was trained with its cache in simulated low precision: key/value rows in FP8
-//! (E4M3 per 64 elements) with a BF16 rotary part, index keys in FP4 (E2M1 per 32 elements)
+//! (E4M3 per 64 elements) except for their rotary part, index keys in FP4 (E2M1 per 32 elements)
 //! after a Hadamard rotation. [`RowCodec`] stores exactly those values, so the packed cache
 //! loses nothing against the official numerics; without rounding, rows are plain f32
 //! (docs/model.md, "Cache precision").
 
 use ds4_model::config::{HEAD_DIM, INDEX_DIM, NOPE_DIM, ROPE_DIM};
-use half::bf16;
 
 /// Whether cached rows are rounded as in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,8 +42,8 @@ const FP8_BLOCK: usize = 64;
 const FP4_BLOCK: usize = 32;
 /// FP8 scales of a row.
 const FP8_SCALES: usize = NOPE_DIM / FP8_BLOCK;
-/// 448 E4M3 codes, 64 BF16, 7 scales, 1 byte of padding.
-const FP8_ROW: usize = NOPE_DIM + 2 * ROPE_DIM + FP8_SCALES + 1;
+/// 448 E4M3 codes, 64 f32, 7 scales, 1 byte of padding.
+const FP8_ROW: usize = NOPE_DIM + 4 * ROPE_DIM + FP8_SCALES + 1;
 /// 64 bytes of paired E2M1 codes, 4 scales.
 const FP4_ROW: usize = INDEX_DIM / 2 + INDEX_DIM / FP4_BLOCK;
 
@@ -56,7 +55,7 @@ pub enum RowCodec {
         /// Elements.
         width: usize,
     },
-    /// A key/value row: E4M3 codes, BF16 rotary part, power-of-two scales.
+    /// A key/value row: E4M3 codes, f32 rotary part, power-of-two scales.
     Fp8Kv,
     /// An index key, rotated: E2M1 codes (element 2i in the low nibble), power-of-two scales.
     Fp4Index,
@@ -84,11 +83,7 @@ impl RowCodec {
     /// Stores `row` ([`width`](Self::width) elements, after RoPE), rounding it if the format does.
     pub fn encode(self, row: &[f32], out: &mut [u8]) {
         match self {
-            RowCodec::F32 { .. } => {
-                for (x, bytes) in row.iter().zip(out.chunks_exact_mut(4)) {
-                    bytes.copy_from_slice(&x.to_le_bytes());
-                }
-            }
+            RowCodec::F32 { .. } => write_f32(row, out),
             RowCodec::Fp8Kv => encode_fp8(row, out),
             RowCodec::Fp4Index => encode_fp4(row, out),
         }
@@ -97,11 +92,7 @@ impl RowCodec {
     /// Reads a stored row back. For [`RowCodec::Fp4Index`] that is the rotated key.
     pub fn decode(self, bytes: &[u8], row: &mut [f32]) {
         match self {
-            RowCodec::F32 { .. } => {
-                for (x, bytes) in row.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *x = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-                }
-            }
+            RowCodec::F32 { .. } => read_f32(bytes, row),
             RowCodec::Fp8Kv => decode_fp8(bytes, row),
             RowCodec::Fp4Index => decode_fp4(bytes, row),
         }
@@ -121,9 +112,21 @@ impl RowCodec {
     }
 }
 
+fn write_f32(row: &[f32], out: &mut [u8]) {
+    for (x, bytes) in row.iter().zip(out.chunks_exact_mut(4)) {
+        bytes.copy_from_slice(&x.to_le_bytes());
+    }
+}
+
+fn read_f32(bytes: &[u8], row: &mut [f32]) {
+    for (x, bytes) in row.iter_mut().zip(bytes.chunks_exact(4)) {
+        *x = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+}
+
 fn encode_fp8(row: &[f32], out: &mut [u8]) {
     let (codes, rest) = out.split_at_mut(NOPE_DIM);
-    let (rotary, scales) = rest.split_at_mut(2 * ROPE_DIM);
+    let (rotary, scales) = rest.split_at_mut(4 * ROPE_DIM);
     for (b, block) in row[..NOPE_DIM].chunks_exact(FP8_BLOCK).enumerate() {
         let largest = block.iter().fold(1e-4f32, |m, x| m.max(x.abs()));
         let exponent = scale_exponent(largest, 1.0 / 448.0);
@@ -134,14 +137,12 @@ fn encode_fp8(row: &[f32], out: &mut [u8]) {
         }
     }
     scales[FP8_SCALES] = 0;
-    for (x, bytes) in row[NOPE_DIM..].iter().zip(rotary.chunks_exact_mut(2)) {
-        bytes.copy_from_slice(&bf16::from_f32(*x).to_le_bytes());
-    }
+    write_f32(&row[NOPE_DIM..], rotary);
 }
 
 fn decode_fp8(bytes: &[u8], row: &mut [f32]) {
     let (codes, rest) = bytes.split_at(NOPE_DIM);
-    let (rotary, scales) = rest.split_at(2 * ROPE_DIM);
+    let (rotary, scales) = rest.split_at(4 * ROPE_DIM);
     let blocks = codes.chunks_exact(FP8_BLOCK).zip(row.chunks_exact_mut(FP8_BLOCK));
     for ((codes, block), scale) in blocks.zip(scales) {
         let scale = power_of_two(*scale);
@@ -149,9 +150,7 @@ fn decode_fp8(bytes: &[u8], row: &mut [f32]) {
             *x = E4M3[*code as usize] * scale;
         }
     }
-    for (x, bytes) in row[NOPE_DIM..].iter_mut().zip(rotary.chunks_exact(2)) {
-        *x = bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-    }
+    read_f32(rotary, &mut row[NOPE_DIM..]);
 }
 
 fn encode_fp4(row: &[f32], out: &mut [u8]) {
@@ -281,7 +280,7 @@ mod tests {
         row.resize(HEAD_DIM, 0.0);
         let mut bytes = [0; FP8_ROW];
         RowCodec::Fp8Kv.encode(&row, &mut bytes);
-        assert_eq!(power_of_two(bytes[NOPE_DIM + 2 * ROPE_DIM]), 0.03125);
+        assert_eq!(power_of_two(bytes[NOPE_DIM + 4 * ROPE_DIM]), 0.03125);
         RowCodec::Fp8Kv.decode(&bytes, &mut row);
         assert_eq!(row[..6], [-9.0, 1.625, -6.5, 4.5, -3.5, 7.5]);
         assert_eq!(row.iter().map(|x| x * x).sum::<f32>(), 1959.1191);
