@@ -2,3 +2,6 @@
 
 pub mod config;
 pub mod weights;
+mod model;
+
+pub use model::Model;

@@ -62,6 +62,12 @@ pub struct ExpertStack {
 }
 
 impl ExpertStack {
+    /// All experts as one matrix `[experts·rows, cols]`.
+    pub fn stacked(&self) -> MatrixView<'_> {
+        let rows = self.experts * self.rows;
+        MatrixView { ty: self.ty, rows, cols: self.cols, bytes: self.data.bytes() }
+    }
+
     /// The matrix of expert `e`.
     ///
     /// # Panics
