@@ -3,6 +3,8 @@
 //! Widths and counts come from the file. What the kernels are written for
 //! (the constants below) is fixed, and a file that differs is refused.
 
+mod read;
+
 /// Elements of one attention head, of one key/value row and of one compressed row.
 pub const HEAD_DIM: usize = 512;
 /// Trailing elements of a head or row that RoPE rotates.
@@ -30,6 +32,13 @@ pub enum LayerKind {
 }
 
 impl LayerKind {
+    /// The kind with this compress ratio.
+    pub fn from_ratio(ratio: usize) -> Option<LayerKind> {
+        [LayerKind::Swa, LayerKind::Csa, LayerKind::Hca]
+            .into_iter()
+            .find(|kind| kind.ratio() == ratio)
+    }
+
     /// Tokens per compressed row; 0 where there are none.
     pub fn ratio(self) -> usize {
         match self {

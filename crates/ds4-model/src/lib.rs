@@ -1,7 +1,11 @@
 //! DeepSeek V4 as a file: configuration, weights, tokenizer and prompt format.
 
+pub mod binding;
 pub mod config;
+mod error;
+mod load;
+mod split;
 pub mod weights;
-mod model;
 
-pub use model::Model;
+pub use error::{Error, Result};
+pub use load::Model;

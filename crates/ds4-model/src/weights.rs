@@ -75,7 +75,12 @@ impl ExpertStack {
     pub fn expert(&self, e: usize) -> MatrixView<'_> {
         let bytes = self.data.bytes();
         let size = bytes.len() / self.experts;
-        MatrixView { ty: self.ty, rows: self.rows, cols: self.cols, bytes: &bytes[e * size..(e + 1) * size] }
+        MatrixView {
+            ty: self.ty,
+            rows: self.rows,
+            cols: self.cols,
+            bytes: &bytes[e * size..(e + 1) * size],
+        }
     }
 }
 
@@ -107,7 +112,11 @@ impl<'a> MatrixView<'a> {
     /// Rows `range` as a matrix of their own.
     pub fn slice_rows(&self, range: Range<usize>) -> MatrixView<'a> {
         let n = self.row_bytes();
-        MatrixView { rows: range.len(), bytes: &self.bytes[range.start * n..range.end * n], ..*self }
+        MatrixView {
+            rows: range.len(),
+            bytes: &self.bytes[range.start * n..range.end * n],
+            ..*self
+        }
     }
 }
 
