@@ -14,7 +14,8 @@ test:
 
 # Golden logits of every reference model in FOLDER (models/ and vectors/ inside) by way of the command line.
 golden FOLDER:
-    tools/golden.sh {{FOLDER}}
+    cargo build --release
+    tools/golden.py {{FOLDER}}
 
 # Speed of each hot routine.
 bench:

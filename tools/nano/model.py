@@ -95,13 +95,17 @@ class Model(nn.Module):
         h = self.norm(self.hc_head(x)).to(self.dtype)
         return (h @ self.head.weight.to(self.dtype).T).float()
 
-    def mtp_logits(self, x, next_tokens, doc, pos, block=None):
-        """Logits of the token after the next from streams and the next token's id."""
-        y = self.mtp.inputs(x, self.embed.weight[next_tokens].to(self.dtype))
+    def mtp_logits(self, x, following, doc, pos, mode, block=None):
+        """Logits of the token after the next, from streams and the next token's id.
+
+        Embedding and head are shared with the main model and not trained from here.
+        """
+        m, block = self.mtp, block or Block.forward
+        y = m.inputs(x, self.embed.weight.detach()[following].to(self.dtype))
         none = torch.zeros(x.shape[0], 0, dtype=torch.long, device=x.device)
-        y, *aux = (block or Block.forward)(self.mtp.block, y, next_tokens, doc, pos, none, self.main_freqs, Mode())
-        h = self.mtp.norm(self.mtp.hc_head(y)).to(self.dtype)
-        return (h @ self.head.weight.to(self.dtype).T).float(), aux
+        y, *aux = block(m.block, y, following, doc, pos, none, self.main_freqs, mode)
+        h = m.norm(m.hc_head(y)).to(self.dtype)
+        return h @ self.head.weight.detach().to(self.dtype).T, aux
 
 
 class Matrix(nn.Module):
