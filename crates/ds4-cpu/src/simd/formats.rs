@@ -20,7 +20,8 @@ pub(super) const GROUPS: usize = SUPERBLOCK / GROUP;
 pub(super) trait Format<V: Vector> {
     /// Bytes of 256 elements.
     const BYTES: usize;
-    /// [`Vector::BIAS`] if quants are signed and so stored with it, else 0.
+    /// What makes signed quants unsigned, where [`Vector::dot`] wants that. As
+    /// small as possible: the more it adds, the more f32 sums in decoding lose.
     const BIAS: i32;
     /// Quants take all eight bits (see [`Vector::dot`]).
     const WIDE: bool;
@@ -116,6 +117,11 @@ pub(super) fn half_exponent(x: u8) -> f32 {
     let x = u32::from(x);
     f32::from_bits(if x < 2 { 0x0020_0000 << x } else { (x - 1) << 23 })
 }
+
+/// [`Format::BIAS`] of `IQ2_XXS`, whose quants are within ±43.
+pub(super) const IQ2_BIAS: i32 = 64;
+/// [`Format::BIAS`] of `MXFP4`.
+pub(super) const MXFP4_BIAS: i32 = 16;
 
 /// `MXFP4` quants by nibble.
 pub(super) const MXFP4_QUANTS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];

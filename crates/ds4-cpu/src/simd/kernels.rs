@@ -20,14 +20,12 @@ pub(super) struct Kernels {
     pub lanes: usize,
     /// Most tokens of a panel.
     pub panel: usize,
-    /// [`super::vector::Vector::BIAS`].
-    pub bias: i32,
     /// Heads of a block of [`Kernels::index_scores`].
     pub index_heads: usize,
     pub quantize: unsafe fn(&[f32], &mut [Q8Block]),
     pub decode: unsafe fn(MatrixView, &[&[Q8Block]], *mut f32, usize),
     pub unpack_tile: unsafe fn(MatrixView, &mut Tile),
-    pub multiply_tile: unsafe fn(TensorType, &Tile, &Panel, &mut [f32]),
+    pub multiply_tile: unsafe fn(TensorType, &Tile, &Panel, *mut f32, usize),
     pub multiply_floats: unsafe fn(TensorType, FloatRows, &[*const f32], *mut f32, usize),
     pub attend: unsafe fn(&mut [f32], Context, &mut [f32]),
     pub index_scores: unsafe fn(&IndexQuery, &[f32], &mut [f32]),
@@ -95,7 +93,6 @@ macro_rules! define_kernels {
         pub(in crate::simd) static KERNELS: Kernels = Kernels {
             lanes: $vector::LANES,
             panel: [$($tokens),*].len(),
-            bias: $vector::BIAS,
             index_heads: $index_heads * $vector::LANES,
             quantize,
             decode,
@@ -145,16 +142,27 @@ macro_rules! define_kernels {
             unsafe { tile::unpack::<$vector, F>(w, tile) }
         }
 
-        unsafe fn multiply_tile(ty: TensorType, tile: &Tile, panel: &Panel, out: &mut [f32]) {
+        unsafe fn multiply_tile(
+            ty: TensorType,
+            tile: &Tile,
+            panel: &Panel,
+            out: *mut f32,
+            stride: usize,
+        ) {
             // SAFETY: this function's own terms.
-            unsafe { with_format!(ty, F => multiply_format::<F>(tile, panel, out)) }
+            unsafe { with_format!(ty, F => multiply_format::<F>(tile, panel, out, stride)) }
         }
 
-        unsafe fn multiply_format<F: Format<$vector>>(tile: &Tile, panel: &Panel, out: &mut [f32]) {
+        unsafe fn multiply_format<F: Format<$vector>>(
+            tile: &Tile,
+            panel: &Panel,
+            out: *mut f32,
+            stride: usize,
+        ) {
             // SAFETY: this function's own terms.
             unsafe {
                 match panel.tokens {
-                    $($tokens => multiply_format_by::<F, $tokens>(tile, panel, out),)*
+                    $($tokens => multiply_format_by::<F, $tokens>(tile, panel, out, stride),)*
                     n => unreachable!("no panel has {n} tokens"),
                 }
             }
@@ -164,10 +172,11 @@ macro_rules! define_kernels {
         unsafe fn multiply_format_by<F: Format<$vector>, const T: usize>(
             tile: &Tile,
             panel: &Panel,
-            out: &mut [f32],
+            out: *mut f32,
+            stride: usize,
         ) {
             // SAFETY: this function's own terms.
-            unsafe { tile::multiply::<$vector, F, T>(tile, panel, out) }
+            unsafe { tile::multiply::<$vector, F, T>(tile, panel, out, stride) }
         }
 
         unsafe fn multiply_floats(

@@ -208,21 +208,26 @@ unsafe fn multiply_tiles(
     out: Out,
 ) {
     let Scratch { tile, products } = scratch;
-    products.resize(kernels.lanes * kernels.panel, 0.0);
-    for start in (0..w.rows).step_by(kernels.lanes) {
-        let rows = start..w.rows.min(start + kernels.lanes);
+    let lanes = kernels.lanes;
+    products.resize(lanes * kernels.panel, 0.0);
+    for start in (0..w.rows).step_by(lanes) {
+        let rows = start..w.rows.min(start + lanes);
         let count = rows.len();
-        // SAFETY: as for `multiply`.
+        // SAFETY: as for `multiply`; where the tile has fewer rows than lanes,
+        // its products take the way over `products`.
         unsafe {
             (kernels.unpack_tile)(w.slice_rows(rows), tile);
-            let mut token = 0;
+            let mut out = out.column(start);
             for panel in panels {
-                (kernels.multiply_tile)(w.ty, tile, panel, products);
-                for products in products.chunks_exact(kernels.lanes).take(panel.tokens) {
-                    let target = out.row(token).column(start).data;
-                    target.copy_from_nonoverlapping(products.as_ptr(), count);
-                    token += 1;
+                if count == lanes {
+                    (kernels.multiply_tile)(w.ty, tile, panel, out.data, out.stride);
+                } else {
+                    (kernels.multiply_tile)(w.ty, tile, panel, products.as_mut_ptr(), lanes);
+                    for (t, products) in products.chunks(lanes).take(panel.tokens).enumerate() {
+                        out.slice(t, count).copy_from_slice(&products[..count]);
+                    }
                 }
+                out = Out { data: out.data.wrapping_add(panel.tokens * out.stride), ..out };
             }
         }
     }

@@ -125,7 +125,7 @@ unsafe fn quantize_block<V: Vector>(x: *const f32, block: &mut Q8Block) {
 /// | words | what, token by token |
 /// |---|---|
 /// | 8·n | quants, four of each token at a time |
-/// | n | −[`Vector::BIAS`]·Σq, i32 |
+/// | n | −Σq, i32 |
 /// | n | scale |
 /// | n | −d·Σq |
 /// | 2·n | −d·Σq of the first half, then of the second |
@@ -136,7 +136,7 @@ pub(super) struct Panel {
 
 /// Offsets of a panel group's parts, in units of `tokens` words.
 pub(super) mod panel {
-    pub const BIAS: usize = 8;
+    pub const INTEGER_SUMS: usize = 8;
     pub const SCALES: usize = 9;
     pub const SUMS: usize = 10;
     pub const HALF_SUMS: [usize; 2] = [11, 12];
@@ -150,12 +150,12 @@ impl Panel {
         (0..count)
             .map(|i| {
                 let range = rows.len() * i / count..rows.len() * (i + 1) / count;
-                Panel::new(kernels, &rows[range])
+                Panel::new(&rows[range])
             })
             .collect()
     }
 
-    fn new(kernels: &Kernels, rows: &[&[Q8Block]]) -> Panel {
+    fn new(rows: &[&[Q8Block]]) -> Panel {
         let tokens = rows.len();
         let groups = rows[0].len() * GROUPS;
         let mut words = vec![0; groups * tokens * panel::STRIDE];
@@ -168,7 +168,7 @@ impl Panel {
                     words[i * tokens + t] = u32::from_ne_bytes(q.map(|q| q as u8));
                 }
                 let mut set = |part: usize, bits| words[part * tokens + t] = bits;
-                set(panel::BIAS, (-kernels.bias * block.integer_sums[g]) as u32);
+                set(panel::INTEGER_SUMS, (-block.integer_sums[g]) as u32);
                 set(panel::SCALES, block.scales[g].to_bits());
                 set(panel::SUMS, block.sums[g].to_bits());
                 set(panel::HALF_SUMS[0], block.half_sums[0][g].to_bits());

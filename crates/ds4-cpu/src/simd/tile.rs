@@ -61,11 +61,11 @@ pub(super) unsafe fn unpack<V: Vector, F: Format<V>>(w: MatrixView, tile: &mut T
     let superblocks = row_bytes.div_ceil(F::BYTES);
     let stride = registers(F::MINS) * V::LANES;
     let tile = tile.reserve(superblocks * GROUPS * stride);
-    let mut last = [0; SUPERBLOCK * 2];
-    // Scratch, row by row; `LANES` is at most 16.
+    // Scratch, row by row, and where columns of no use go; `LANES` is at most 16.
     let mut quants = Aligned([[0; SUPERBLOCK]; 16]);
-    let mut scales = [[0.0; GROUPS]; 16];
-    let mut mins = [[[0.0; GROUPS]; 16]; 2];
+    let mut factors = Aligned([[0.0; FACTORS]; 16]);
+    let mut unused = Aligned([0; 16]);
+    let mut last = [0u8; SUPERBLOCK * 2];
 
     for b in 0..superblocks {
         // SAFETY: the caller has the instruction set; every superblock lies in
@@ -73,21 +73,24 @@ pub(super) unsafe fn unpack<V: Vector, F: Format<V>>(w: MatrixView, tile: &mut T
         unsafe {
             for lane in 0..V::LANES {
                 // Lanes without a row repeat the last one.
-                let row = &w.row(lane.min(w.rows - 1))[b * F::BYTES..];
-                let p = if b < whole {
-                    V::prefetch(row.as_ptr().wrapping_add(F::BYTES));
-                    row.as_ptr()
+                let p = w.bytes.as_ptr().add(lane.min(w.rows - 1) * row_bytes + b * F::BYTES);
+                // The tile that is likely to follow.
+                for line in (0..F::BYTES).step_by(64) {
+                    V::prefetch(p.wrapping_add(V::LANES * row_bytes + line));
+                }
+                let block = if b < whole {
+                    F::unpack(p)
                 } else {
-                    last[..row.len()].copy_from_slice(row);
-                    last.as_ptr()
+                    p.copy_to_nonoverlapping(last.as_mut_ptr(), row_bytes - b * F::BYTES);
+                    F::unpack(last.as_ptr())
                 };
-                let block = F::unpack(p);
                 for (i, &word) in block.quants.as_ref().iter().enumerate() {
                     V::store_bytes(quants.0[lane].as_mut_ptr().add(i * 4 * V::LANES), word);
                 }
-                V::store_groups(scales[lane].as_mut_ptr(), block.scales);
+                let factors = factors.0[lane].as_mut_ptr();
+                V::store_groups(factors, block.scales);
                 for i in 0..F::MINS {
-                    V::store_groups(mins[i][lane].as_mut_ptr(), block.mins[i]);
+                    V::store_groups(factors.add((1 + i) * GROUPS), block.mins[i]);
                 }
             }
 
@@ -100,36 +103,41 @@ pub(super) unsafe fn unpack<V: Vector, F: Format<V>>(w: MatrixView, tile: &mut T
                 let source = quants.0.as_ptr().cast::<u8>().add(i * 4 * V::LANES);
                 V::transpose(source, SUPERBLOCK, targets);
             }
-            for g in 0..GROUPS {
-                let scale = tile.add(g * stride + WORDS * V::LANES).cast::<f32>();
-                for lane in 0..V::LANES {
-                    *scale.add(lane) = scales[lane][g];
-                    for i in 0..F::MINS {
-                        *scale.add((1 + i) * V::LANES + lane) = mins[i][lane][g];
-                    }
+            let used = GROUPS * (1 + F::MINS);
+            let mut targets = [unused.0.as_mut_ptr(); FACTORS];
+            for (i, target) in targets[..used].iter_mut().enumerate() {
+                *target = tile.add(i % GROUPS * stride + (WORDS + i / GROUPS) * V::LANES);
+            }
+            for (i, targets) in targets.chunks_exact(V::LANES).enumerate() {
+                if i * V::LANES < used {
+                    let source = factors.0.as_ptr().cast::<u8>().add(i * 4 * V::LANES);
+                    V::transpose(source, FACTORS * 4, targets);
                 }
             }
         }
     }
 }
 
+/// Room for a superblock's scales and mins, in whole registers.
+const FACTORS: usize = 4 * GROUPS;
+
 #[repr(C, align(64))]
 struct Aligned<T>(T);
 
-/// Multiplies a tile with a panel of `T` tokens; the dot product of row `r` and
-/// token `t` goes to `out[t·LANES + r]`.
+/// Multiplies a tile with a panel of `T` tokens; the dot products of token `t`
+/// with the tile's rows, [`Vector::LANES`] of them, go to `out + t·stride`.
 ///
 /// # Safety
-/// Needs the instruction set of `V`; `tile` was unpacked from format `F` and
-/// `panel` is as long.
+/// Needs the instruction set of `V`; `tile` was unpacked from format `F`,
+/// `panel` is as long, and the outputs are writable.
 #[inline(always)]
 pub(super) unsafe fn multiply<V: Vector, F: Format<V>, const T: usize>(
     tile: &Tile,
     panel: &Panel,
-    out: &mut [f32],
+    out: *mut f32,
+    stride: usize,
 ) {
     let groups = panel.words.len() / (T * panel::STRIDE);
-    let out = &mut out[..T * V::LANES];
     // SAFETY: the caller has the instruction set; tile and panel hold `groups`
     // groups.
     unsafe {
@@ -142,7 +150,8 @@ pub(super) unsafe fn multiply<V: Vector, F: Format<V>, const T: usize>(
             let mut dots = [V::splat_int(0); T];
             if F::BIAS != 0 {
                 for (t, dot) in dots.iter_mut().enumerate() {
-                    *dot = V::splat_bytes(x.add(panel::BIAS * T + t));
+                    let sum = V::splat_bytes(x.add(panel::INTEGER_SUMS * T + t));
+                    *dot = V::mul_int(sum, V::splat_int(F::BIAS));
                 }
             }
             for i in 0..WORDS {
@@ -165,7 +174,7 @@ pub(super) unsafe fn multiply<V: Vector, F: Format<V>, const T: usize>(
             }
         }
         for (t, &sum) in sums.iter().enumerate() {
-            V::store(out.as_mut_ptr().add(t * V::LANES), sum);
+            V::store(out.add(t * stride), sum);
         }
     }
 }

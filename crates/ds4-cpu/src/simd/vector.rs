@@ -23,9 +23,6 @@ pub(super) trait Vector: Sized + 'static {
 
     /// f32 in a register.
     const LANES: usize;
-    /// What is added to signed weights to make them the unsigned operand of
-    /// [`Vector::dot`]; 0 where the instruction takes signed ones.
-    const BIAS: i32;
 
     unsafe fn splat(x: f32) -> Self::Float;
     unsafe fn load(p: *const f32) -> Self::Float;
@@ -56,6 +53,7 @@ pub(super) trait Vector: Sized + 'static {
 
     unsafe fn splat_int(x: i32) -> Self::Int;
     unsafe fn add_int(a: Self::Int, b: Self::Int) -> Self::Int;
+    unsafe fn mul_int(a: Self::Int, b: Self::Int) -> Self::Int;
     /// Sum of the lanes.
     unsafe fn sum_int(v: Self::Int) -> i32;
     /// As many bytes as the register has.

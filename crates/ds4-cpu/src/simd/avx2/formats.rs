@@ -7,10 +7,10 @@ use gguf::{IQ2_SIGNS, IQ2_XXS_GRID};
 use super::Avx2;
 use crate::simd::{
     formats::{
-        Format, GROUPS, Iq2Xxs, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0, Unpacked, half_exponent,
-        q4_k_scales_and_mins,
+        Format, GROUPS, IQ2_BIAS, Iq2Xxs, MXFP4_BIAS, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0,
+        Unpacked, half_exponent, q4_k_scales_and_mins,
     },
-    vector::{Vector, operations},
+    vector::operations,
 };
 
 impl Format<Avx2> for Q8_0 {
@@ -107,7 +107,7 @@ impl Format<Avx2> for Q4K {
 
 impl Format<Avx2> for Iq2Xxs {
     const BYTES: usize = 66;
-    const BIAS: i32 = Avx2::BIAS;
+    const BIAS: i32 = IQ2_BIAS;
     const WIDE: bool = false;
     const MINS: usize = 0;
 
@@ -117,40 +117,52 @@ impl Format<Avx2> for Iq2Xxs {
         // bits and sign codes seven.
         unsafe {
             let mut quants = [_mm256_setzero_si256(); 8];
-            let mut factors = [0; 8];
-            // Each sign byte to eight bytes, and there one bit to each.
-            let spread = _mm256_setr_epi64x(
-                0,
-                0x0101_0101_0101_0101,
-                0x0202_0202_0202_0202,
-                0x0303_0303_0303_0303,
-            );
-            let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
             for g in 0..GROUPS {
-                let pair = p.add(2 + 8 * g).cast::<u64>().read_unaligned();
-                let grid =
-                    |l: u32| *IQ2_XXS_GRID.get_unchecked((pair >> (8 * l) & 255) as usize) as i64;
-                let sign = |l: u32| *IQ2_SIGNS.get_unchecked((pair >> (32 + 7 * l) & 127) as usize);
-                let magnitudes = _mm256_setr_epi64x(grid(0), grid(1), grid(2), grid(3));
-                let signs = i32::from_le_bytes([sign(0), sign(1), sign(2), sign(3)]);
-                let signs =
-                    _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(signs), spread), bits);
-                let negative = _mm256_cmpeq_epi8(signs, bits);
-                let signed = _mm256_sub_epi8(_mm256_xor_si256(magnitudes, negative), negative);
-                quants[g] = _mm256_add_epi8(signed, _mm256_set1_epi8(Avx2::BIAS as i8));
-                factors[g] = 2 * (pair >> 60) as i32 + 1;
+                let pair = p.add(2 + 8 * g);
+                let codes = pair.add(4).cast::<u32>().read_unaligned();
+                let grid = |l: usize| *IQ2_XXS_GRID.get_unchecked(usize::from(*pair.add(l)));
+                let sign = |l: u32| *SIGNS.get_unchecked((codes >> (7 * l) & 127) as usize);
+                let quad = |[a, b, c, d]: [u64; 4]| {
+                    _mm256_setr_epi64x(a as i64, b as i64, c as i64, d as i64)
+                };
+                let magnitudes = quad([grid(0), grid(1), grid(2), grid(3)]);
+                let signs = quad([sign(0), sign(1), sign(2), sign(3)]);
+                let signed = _mm256_sign_epi8(magnitudes, signs);
+                quants[g] = _mm256_add_epi8(signed, _mm256_set1_epi8(IQ2_BIAS as i8));
             }
+            // The second words of the pairs, back in order.
+            let low = _mm256_loadu_ps(p.add(2).cast());
+            let high = _mm256_loadu_ps(p.add(34).cast());
+            let codes = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(low, high));
+            let codes = _mm256_permute4x64_epi64::<0b11_01_10_00>(codes);
+            let factors = _mm256_slli_epi32::<1>(_mm256_srli_epi32::<28>(codes));
+            let factors = _mm256_cvtepi32_ps(_mm256_add_epi32(factors, _mm256_set1_epi32(1)));
             let d = Avx2::load_f16_pair(p)[0] / 8.0;
-            let factors = _mm256_cvtepi32_ps(_mm256_loadu_si256(factors.as_ptr().cast()));
             let scales = _mm256_mul_ps(factors, _mm256_set1_ps(d));
             Unpacked { quants, scales, mins: [scales; 2] }
         }
     }
 }
 
+/// Signs of eight elements by code, one byte of 1 or −1 for each.
+static SIGNS: [u64; 128] = {
+    let mut signs = [0; 128];
+    let mut code = 0;
+    while code < 128 {
+        let mut element = 0;
+        while element < 8 {
+            let byte = if IQ2_SIGNS[code] >> element & 1 == 0 { 0x01 } else { 0xff };
+            signs[code] |= byte << (8 * element);
+            element += 1;
+        }
+        code += 1;
+    }
+    signs
+};
+
 impl Format<Avx2> for Mxfp4 {
     const BYTES: usize = 8 * 17;
-    const BIAS: i32 = Avx2::BIAS;
+    const BIAS: i32 = MXFP4_BIAS;
     const WIDE: bool = false;
     const MINS: usize = 0;
 
@@ -159,7 +171,7 @@ impl Format<Avx2> for Mxfp4 {
         // SAFETY: eight blocks of 17 bytes are readable.
         unsafe {
             let table = _mm_loadu_si128(MXFP4_QUANTS.as_ptr().cast());
-            let table = _mm_add_epi8(table, _mm_set1_epi8(Avx2::BIAS as i8));
+            let table = _mm_add_epi8(table, _mm_set1_epi8(MXFP4_BIAS as i8));
             let table = _mm256_broadcastsi128_si256(table);
             let mut quants = [_mm256_setzero_si256(); 8];
             let mut scales = [0.0; 8];

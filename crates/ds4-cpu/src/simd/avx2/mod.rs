@@ -25,7 +25,6 @@ impl Vector for Avx2 {
     type Block = [__m256i; 8];
 
     const LANES: usize = 8;
-    const BIAS: i32 = 64;
 
     operations! {
         fn splat(x: f32) -> __m256 = _mm256_set1_ps(x);
@@ -62,6 +61,7 @@ impl Vector for Avx2 {
 
         fn splat_int(x: i32) -> __m256i = _mm256_set1_epi32(x);
         fn add_int(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
+        fn mul_int(a: __m256i, b: __m256i) -> __m256i = _mm256_mullo_epi32(a, b);
         fn sum_int(v: __m256i) -> i32 = {
             let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
             let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));

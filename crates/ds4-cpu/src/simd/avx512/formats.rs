@@ -8,15 +8,14 @@ use super::{Avx512, join};
 use crate::simd::{
     avx2::Avx2,
     formats::{
-        Format, Iq2Xxs, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0, Unpacked, half_exponent,
-        q4_k_scales_and_mins,
+        Format, IQ2_BIAS, Iq2Xxs, MXFP4_BIAS, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0, Unpacked,
+        half_exponent, q4_k_scales_and_mins,
     },
-    vector::Vector,
 };
 
 impl Format<Avx512> for Q8_0 {
     const BYTES: usize = 8 * 34;
-    const BIAS: i32 = Avx512::BIAS;
+    const BIAS: i32 = 128;
     const WIDE: bool = true;
     const MINS: usize = 0;
 
@@ -35,7 +34,7 @@ impl Format<Avx512> for Q8_0 {
                     _mm256_loadu_si256(block.cast()),
                     _mm256_loadu_si256(block.add(34).cast()),
                 );
-                *quants = _mm512_xor_si512(pair, _mm512_set1_epi8(Avx512::BIAS as u8 as i8));
+                *quants = _mm512_xor_si512(pair, _mm512_set1_epi8(i8::MIN));
             }
             let scales = _mm256_cvtph_ps(_mm_loadu_si128(scales.as_ptr().cast()));
             Unpacked { quants, scales, mins: [scales; 2] }
@@ -109,7 +108,7 @@ impl Format<Avx512> for Q4K {
 
 impl Format<Avx512> for Iq2Xxs {
     const BYTES: usize = 66;
-    const BIAS: i32 = Avx512::BIAS;
+    const BIAS: i32 = IQ2_BIAS;
     const WIDE: bool = false;
     const MINS: usize = 0;
 
@@ -209,7 +208,7 @@ static SIGNED_LEVELS: Aligned<[u8; 64]> = Aligned({
     while i < 64 {
         let magnitude = [8, 25, 43, 0][i & 3];
         let signed = if i & 4 == 0 { magnitude } else { -magnitude };
-        table[i] = (Avx512::BIAS + signed) as u8;
+        table[i] = (IQ2_BIAS + signed) as u8;
         i += 1;
     }
     table
@@ -244,7 +243,7 @@ static SIGN_ORDER: Aligned<[u8; 64]> = Aligned({
 
 impl Format<Avx512> for Mxfp4 {
     const BYTES: usize = 8 * 17;
-    const BIAS: i32 = Avx512::BIAS;
+    const BIAS: i32 = MXFP4_BIAS;
     const WIDE: bool = false;
     const MINS: usize = 0;
 
@@ -253,7 +252,7 @@ impl Format<Avx512> for Mxfp4 {
         // SAFETY: eight blocks of 17 bytes are readable.
         unsafe {
             let table = _mm_loadu_si128(MXFP4_QUANTS.as_ptr().cast());
-            let table = _mm_add_epi8(table, _mm_set1_epi8(Avx512::BIAS as u8 as i8));
+            let table = _mm_add_epi8(table, _mm_set1_epi8(MXFP4_BIAS as i8));
             let table = _mm512_broadcast_i32x4(table);
             // High nibbles follow the low ones.
             let shifts = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);

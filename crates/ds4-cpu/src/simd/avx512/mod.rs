@@ -27,7 +27,6 @@ impl Vector for Avx512 {
     type Block = [__m512i; 4];
 
     const LANES: usize = 16;
-    const BIAS: i32 = 128;
 
     operations! {
         fn splat(x: f32) -> __m512 = _mm512_set1_ps(x);
@@ -58,6 +57,7 @@ impl Vector for Avx512 {
 
         fn splat_int(x: i32) -> __m512i = _mm512_set1_epi32(x);
         fn add_int(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        fn mul_int(a: __m512i, b: __m512i) -> __m512i = _mm512_mullo_epi32(a, b);
         fn sum_int(v: __m512i) -> i32 = {
             let (low, high) = (_mm512_castsi512_si256(v), _mm512_extracti32x8_epi32::<1>(v));
             Avx2::sum_int(_mm256_add_epi32(low, high))
