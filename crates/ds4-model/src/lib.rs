@@ -5,6 +5,7 @@ pub mod config;
 mod error;
 mod load;
 mod split;
+pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -1,0 +1,100 @@
+//! Cuts long text where the pre-tokenizer cuts it anyway, so that the parts
+//! can be encoded in parallel and with memory that doesn't grow with the text.
+
+use super::TokenizerError;
+
+/// Bytes after which a segment ends at the next good place. Large enough that
+/// the overhead per segment vanishes, small enough to share a prompt between
+/// cores (a segment costs about 100 times its size in memory while it is encoded).
+const TARGET: usize = 64 * 1024;
+
+/// Longest segment. Text has a good place to cut every few characters; what
+/// has none for this long is a run of one kind of character, of which the
+/// regular expression engine refuses ten million.
+const LIMIT: usize = 4 * 1024 * 1024;
+
+/// Cuts `text` into one or more segments whose ids, one after the other, are
+/// the ids of `text`.
+pub(super) fn split(text: &str) -> Result<Vec<&str>, TokenizerError> {
+    let mut segments = Vec::new();
+    let mut start = 0;
+    while text.len() - start > TARGET {
+        let end = next_cut(text, text.ceil_char_boundary(start + TARGET));
+        if end - start > LIMIT {
+            let bytes = end - start;
+            return Err(TokenizerError::TextTooUniform { offset: start, bytes, limit: LIMIT });
+        }
+        segments.push(&text[start..end]);
+        start = end;
+    }
+    segments.push(&text[start..]);
+    Ok(segments)
+}
+
+/// The first place at or after `from` between two characters that never share
+/// a token, or the end.
+fn next_cut(text: &str, from: usize) -> usize {
+    let mut previous = text[..from].chars().next_back();
+    for (offset, character) in text[from..].char_indices() {
+        if previous.is_some_and(|previous| is_cut(previous, character)) {
+            return from + offset;
+        }
+        previous = Some(character);
+    }
+    text.len()
+}
+
+/// Whether `a` and `b`, side by side, always fall into different pieces of the
+/// pre-tokenizer, and these pieces don't depend on what is on the other side.
+/// True only for some of the places where that is so.
+fn is_cut(a: char, b: char) -> bool {
+    // A space can only begin a piece (or lie within whitespace).
+    (b == ' ' && (a.is_alphanumeric() || a.is_ascii_punctuation()))
+        // A newline ends the piece that it is in, unless whitespace follows.
+        || (a == '\n' && b.is_alphanumeric())
+        // Digits are separated from everything before all else…
+        || (b.is_ascii_digit() && a.is_ascii() && !a.is_ascii_digit())
+        // …and then Chinese characters and kana are.
+        || is_han_or_kana(a) != is_han_or_kana(b)
+}
+
+/// The class that the pre-tokenizer's second pass isolates.
+fn is_han_or_kana(character: char) -> bool {
+    matches!(character, '一'..='龥' | '\u{3040}'..='\u{309F}' | '\u{30A0}'..='\u{30FF}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_the_text() {
+        let text = "word wörd 12 中文, ".repeat(30_000);
+        let segments = split(&text).unwrap();
+        assert!(segments.len() > 5);
+        assert!(segments.iter().all(|segment| segment.len() < TARGET + 64));
+        assert_eq!(segments.concat(), text);
+    }
+
+    #[test]
+    fn short_and_empty_texts_are_one_segment() {
+        assert_eq!(split("").unwrap(), [""]);
+        assert_eq!(split("a b").unwrap(), ["a b"]);
+        let exact = "a ".repeat(TARGET / 2);
+        assert_eq!(split(&exact).unwrap(), [&exact]);
+    }
+
+    #[test]
+    fn a_run_without_a_cut_is_kept_whole_up_to_the_limit() {
+        let run = "é".repeat(LIMIT / 2);
+        assert_eq!(split(&run).unwrap(), [&run]);
+        let error = split(&(run + "é")).unwrap_err();
+        assert!(matches!(error, TokenizerError::TextTooUniform { offset: 0, .. }));
+    }
+
+    #[test]
+    fn the_end_of_a_cut_text_may_be_short() {
+        let text = "a".repeat(TARGET) + " b";
+        assert_eq!(split(&text).unwrap(), [&text[..TARGET], " b"]);
+    }
+}

@@ -1,0 +1,6 @@
+//! Tests of everything between text and token ids: tokenizer, prompts, chat
+//! requests and detokenisation, on DeepSeek V4's own tokenizer and on that of
+//! the tiny model.
+
+mod support;
+mod tokenizer;
