@@ -4,6 +4,8 @@
 //! The unpacking itself differs by instruction set and lies with it
 //! (`avx2/formats.rs` and so on); here are the traits, and what the sets share.
 
+use gguf::IQ2_SIGNS;
+
 use super::vector::Vector;
 
 /// Elements of a superblock.
@@ -118,10 +120,21 @@ pub(super) fn half_exponent(x: u8) -> f32 {
     f32::from_bits(if x < 2 { 0x0020_0000 << x } else { (x - 1) << 23 })
 }
 
-/// [`Format::BIAS`] of `IQ2_XXS`, whose quants are within ±43.
-pub(super) const IQ2_BIAS: i32 = 64;
-/// [`Format::BIAS`] of `MXFP4`.
-pub(super) const MXFP4_BIAS: i32 = 16;
+/// Signs of eight `IQ2_XXS` elements by code, one byte of 1 or −1 for each.
+pub(super) static IQ2_SIGN_BYTES: [u64; 128] = {
+    let mut signs = [0; 128];
+    let mut code = 0;
+    while code < 128 {
+        let mut element = 0;
+        while element < 8 {
+            let byte = if IQ2_SIGNS[code] >> element & 1 == 0 { 0x01 } else { 0xff };
+            signs[code] |= byte << (8 * element);
+            element += 1;
+        }
+        code += 1;
+    }
+    signs
+};
 
 /// `MXFP4` quants by nibble.
 pub(super) const MXFP4_QUANTS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];

@@ -35,6 +35,8 @@ mod vector;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 
 use ds4_model::config::{HEAD_DIM, INDEX_DIM};
 use gguf::TensorType;
@@ -73,6 +75,10 @@ impl Isa {
             if avx2::is_available() {
                 found.push(Isa { name: "AVX2", kernels: &avx2::KERNELS });
             }
+        }
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        if neon::is_available() {
+            found.push(Isa { name: "NEON", kernels: &neon::KERNELS });
         }
         found
     }

@@ -2,16 +2,21 @@
 
 use std::arch::x86_64::*;
 
-use gguf::{IQ2_SIGNS, IQ2_XXS_GRID};
+use gguf::IQ2_XXS_GRID;
 
 use super::Avx2;
 use crate::simd::{
     formats::{
-        Format, GROUPS, IQ2_BIAS, Iq2Xxs, MXFP4_BIAS, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0,
-        Unpacked, half_exponent, q4_k_scales_and_mins,
+        Format, GROUPS, IQ2_SIGN_BYTES, Iq2Xxs, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0, Unpacked,
+        half_exponent, q4_k_scales_and_mins,
     },
     vector::operations,
 };
+
+/// [`Format::BIAS`] of `IQ2_XXS`, whose quants are within ±43.
+pub(in crate::simd) const IQ2_BIAS: i32 = 64;
+/// [`Format::BIAS`] of `MXFP4`.
+pub(in crate::simd) const MXFP4_BIAS: i32 = 16;
 
 impl Format<Avx2> for Q8_0 {
     const BYTES: usize = 8 * 34;
@@ -121,7 +126,8 @@ impl Format<Avx2> for Iq2Xxs {
                 let pair = p.add(2 + 8 * g);
                 let codes = pair.add(4).cast::<u32>().read_unaligned();
                 let grid = |l: usize| *IQ2_XXS_GRID.get_unchecked(usize::from(*pair.add(l)));
-                let sign = |l: u32| *SIGNS.get_unchecked((codes >> (7 * l) & 127) as usize);
+                let sign =
+                    |l: u32| *IQ2_SIGN_BYTES.get_unchecked((codes >> (7 * l) & 127) as usize);
                 let quad = |[a, b, c, d]: [u64; 4]| {
                     _mm256_setr_epi64x(a as i64, b as i64, c as i64, d as i64)
                 };
@@ -143,22 +149,6 @@ impl Format<Avx2> for Iq2Xxs {
         }
     }
 }
-
-/// Signs of eight elements by code, one byte of 1 or −1 for each.
-static SIGNS: [u64; 128] = {
-    let mut signs = [0; 128];
-    let mut code = 0;
-    while code < 128 {
-        let mut element = 0;
-        while element < 8 {
-            let byte = if IQ2_SIGNS[code] >> element & 1 == 0 { 0x01 } else { 0xff };
-            signs[code] |= byte << (8 * element);
-            element += 1;
-        }
-        code += 1;
-    }
-    signs
-};
 
 impl Format<Avx2> for Mxfp4 {
     const BYTES: usize = 8 * 17;

@@ -2,6 +2,8 @@
 
 mod formats;
 
+pub(super) use formats::{IQ2_BIAS, MXFP4_BIAS};
+
 use std::arch::x86_64::*;
 
 use super::{kernels::define_kernels, vector::operations};

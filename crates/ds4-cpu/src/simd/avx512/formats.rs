@@ -6,10 +6,10 @@ use gguf::IQ2_XXS_GRID;
 
 use super::{Avx512, join};
 use crate::simd::{
-    avx2::Avx2,
+    avx2::{Avx2, IQ2_BIAS, MXFP4_BIAS},
     formats::{
-        Format, IQ2_BIAS, Iq2Xxs, MXFP4_BIAS, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0, Unpacked,
-        half_exponent, q4_k_scales_and_mins,
+        Format, Iq2Xxs, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0, Unpacked, half_exponent,
+        q4_k_scales_and_mins,
     },
 };
 
