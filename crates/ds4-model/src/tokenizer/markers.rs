@@ -29,10 +29,15 @@ pub struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    /// Whether sampling this token ends the turn. Officially only `eos` does;
-    /// the markers that start a prompt or a turn have no place in one either.
+    /// The tokens that end an answer when they are sampled. Officially only
+    /// `eos` does; the markers that start a prompt or a turn have no place in one either.
+    pub fn turn_ends(&self) -> [TokenId; 4] {
+        [self.eos, self.bos, self.user, self.assistant]
+    }
+
+    /// Whether sampling this token ends the answer.
     pub fn ends_turn(&self, id: TokenId) -> bool {
-        [self.eos, self.bos, self.user, self.assistant].contains(&id)
+        self.turn_ends().contains(&id)
     }
 
     /// Finds the markers among `ids`, which holds the id of every token of `file` by its spelling.

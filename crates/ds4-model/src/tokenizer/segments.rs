@@ -5,13 +5,13 @@ use super::TokenizerError;
 
 /// Bytes after which a segment ends at the next good place. Large enough that
 /// the overhead per segment vanishes, small enough to share a prompt between
-/// cores (a segment costs about 100 times its size in memory while it is encoded).
+/// cores. A segment costs about 80 times its size in memory while it is encoded.
 const TARGET: usize = 64 * 1024;
 
 /// Longest segment. Text has a good place to cut every few characters; what
-/// has none for this long is a run of one kind of character, of which the
-/// regular expression engine refuses ten million.
-const LIMIT: usize = 4 * 1024 * 1024;
+/// has none for this long is a run of one kind of character, for which encoding
+/// would take gigabytes, and the regular expression engine panics at ten million.
+const LIMIT: usize = 1024 * 1024;
 
 /// Cuts `text` into one or more segments whose ids, one after the other, are
 /// the ids of `text`.

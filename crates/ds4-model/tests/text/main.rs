@@ -2,5 +2,6 @@
 //! requests and detokenisation, on DeepSeek V4's own tokenizer and on that of
 //! the tiny model.
 
+mod prompt;
 mod support;
 mod tokenizer;
