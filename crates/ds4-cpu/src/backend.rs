@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ds4_engine::{
     Backend,
     backend::{Batch, Frontier, LayerRows, StageResult, Sublayer},
+    observer::{ExpertObserver, Observation},
     rope::{Frequencies, Rotation, frequencies, rotation},
     rows::CacheRounding,
 };
@@ -24,7 +25,7 @@ use crate::{
     kernels::Input,
     reference::{products::dequantize, rms_norm},
     router,
-    simd::Experts,
+    simd::{Experts, Seen},
 };
 
 /// Runs a model on the processor, in the current `rayon` thread pool.
@@ -34,6 +35,7 @@ pub struct CpuBackend {
     rounding: CacheRounding,
     plain: Frequencies,
     yarn: Frequencies,
+    observer: Option<Arc<dyn ExpertObserver>>,
 }
 
 impl CpuBackend {
@@ -41,7 +43,12 @@ impl CpuBackend {
     pub fn new(model: Arc<Model>, kernels: Kernels, rounding: CacheRounding) -> Self {
         let plain = frequencies(&model.config, LayerKind::Swa);
         let yarn = frequencies(&model.config, LayerKind::Csa);
-        CpuBackend { model, kernels, rounding, plain, yarn }
+        CpuBackend { model, kernels, rounding, plain, yarn, observer: None }
+    }
+
+    /// The same, and shows what routed experts are given to `observer`.
+    pub fn with_observer(self, observer: Arc<dyn ExpertObserver>) -> Self {
+        CpuBackend { observer: Some(observer), ..self }
     }
 
     fn layer(&self, layer: usize) -> (&LayerWeights, LayerKind) {
@@ -287,8 +294,14 @@ impl Backend for CpuBackend {
         };
         let n = batch.tokens.len();
         x.y.fill(0.0);
-        input.experts(&routed, &x.expert_ids, &x.expert_weights, &mut x.y);
-        input.experts(&shared, &vec![0; n], &vec![1.0; n], &mut x.y);
+        let mut show = |expert: usize, rows: &[usize], activations: &[f32]| {
+            if let Some(observer) = &self.observer {
+                observer.observe(&Observation { layer, expert, rows, input: &x.x, activations });
+            }
+        };
+        let seen: Option<Seen<'_>> = self.observer.is_some().then_some(&mut show);
+        input.experts(&routed, &x.expert_ids, &x.expert_weights, &mut x.y, seen);
+        input.experts(&shared, &vec![0; n], &vec![1.0; n], &mut x.y, None);
         Ok(())
     }
 

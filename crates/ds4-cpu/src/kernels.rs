@@ -7,7 +7,7 @@ use gguf::TensorType;
 
 use crate::{
     reference,
-    simd::{self, Experts, Isa},
+    simd::{self, Experts, Isa, Seen},
 };
 
 /// An implementation of the hot routines.
@@ -89,13 +89,23 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// y[t] += Σ_j weights[t][j] · expert ids[t][j] (x[t]).
-    pub fn experts(&self, experts: &Experts<'_>, ids: &[u32], weights: &[f32], y: &mut [f32]) {
+    /// y[t] += Σ_j weights[t][j] · expert ids[t][j] (x[t]), and shows what experts are given to
+    /// `seen`.
+    pub fn experts(
+        &self,
+        experts: &Experts<'_>,
+        ids: &[u32],
+        weights: &[f32],
+        y: &mut [f32],
+        seen: Option<Seen<'_>>,
+    ) {
         match self {
             Input::Reference { x, .. } => {
-                reference::experts::experts(experts, ids, weights, x, y);
+                reference::experts::experts(experts, ids, weights, x, y, seen);
             }
-            Input::Simd { input, .. } => simd::experts(experts, ids, weights, input, y),
+            Input::Simd { input, .. } => {
+                simd::experts_seen(experts, ids, weights, input, y, seen);
+            }
         }
     }
 }

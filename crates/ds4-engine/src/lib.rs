@@ -7,6 +7,7 @@
 pub mod backend;
 mod engine;
 mod forward;
+pub mod observer;
 pub mod rope;
 pub mod rows;
 pub mod sampling;

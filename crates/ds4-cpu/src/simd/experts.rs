@@ -46,6 +46,19 @@ pub struct Experts<'a> {
 /// If lengths disagree, an id is not below `count`, or a type is none of
 /// [`Isa::supports`].
 pub fn experts(experts: &Experts, ids: &[u32], weights: &[f32], x: &Input, y: &mut [f32]) {
+    experts_seen(experts, ids, weights, x, y, None);
+}
+
+/// The same, and shows each expert's number, tokens and hidden activations `[tokens, width]`
+/// (the weight included) to `seen`.
+pub(crate) fn experts_seen(
+    experts: &Experts,
+    ids: &[u32],
+    weights: &[f32],
+    x: &Input,
+    y: &mut [f32],
+    mut seen: Option<Seen<'_>>,
+) {
     let hidden = x.cols;
     let width = experts.gate.rows / experts.count;
     check(&experts.gate, hidden);
@@ -65,7 +78,23 @@ pub fn experts(experts: &Experts, ids: &[u32], weights: &[f32], x: &Input, y: &m
     let assigned = assign(experts.count, ids, weights, used);
     for batch in batches(&assigned) {
         let activations = activate(experts, width, batch, x);
+        if let Some(seen) = &mut seen {
+            show(batch, width, &activations, seen);
+        }
         project(experts, width, batch, &activations, x, y);
+    }
+}
+
+/// Called with an expert, its tokens and their hidden activations.
+pub(crate) type Seen<'a> = &'a mut dyn FnMut(usize, &[usize], &[f32]);
+
+fn show(batch: &[Assigned], width: usize, activations: &[f32], seen: &mut Seen<'_>) {
+    let mut rest = activations;
+    for Assigned { expert, tokens } in batch {
+        let (own, others) = rest.split_at(tokens.len() * width);
+        let tokens: Vec<usize> = tokens.iter().map(|&(token, _)| token).collect();
+        seen(*expert, &tokens, own);
+        rest = others;
     }
 }
 

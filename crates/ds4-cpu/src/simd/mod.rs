@@ -42,6 +42,7 @@ use ds4_model::config::{HEAD_DIM, INDEX_DIM};
 use gguf::TensorType;
 
 pub use experts::{Experts, experts};
+pub(crate) use experts::{Seen, experts_seen};
 pub use matmul::{Input, matmul};
 
 use attention::{Context, IndexQuery};
