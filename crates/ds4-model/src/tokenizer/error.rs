@@ -37,8 +37,8 @@ pub enum TokenizerError {
         /// The byte.
         byte: u8,
     },
-    /// The tokenizer was refused for another reason.
-    #[error("{file}: tokenizer.ggml.merges: {reason}")]
+    /// The tokenizers crate refused what was found.
+    #[error("{file}: tokenizer: {reason}")]
     Build {
         /// The file.
         file: String,
@@ -63,7 +63,7 @@ pub enum TokenizerError {
         /// How long it may be.
         limit: usize,
     },
-    /// The text was refused for another reason.
+    /// The tokenizers crate refused the text.
     #[error("text cannot be tokenized: {reason}")]
     Encode {
         /// Why.

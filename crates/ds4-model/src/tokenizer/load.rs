@@ -56,6 +56,17 @@ impl Tokenizer {
     }
 }
 
+/// What cuts text into the pieces that BPE works on, and spells their bytes.
+pub(super) fn pre_tokenizer() -> tokenizers::Result<Sequence> {
+    let mut passes: Vec<PreTokenizerWrapper> = Vec::with_capacity(PATTERNS.len() + 1);
+    for pattern in PATTERNS {
+        let pattern = SplitPattern::Regex(pattern.to_owned());
+        passes.push(Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?.into());
+    }
+    passes.push(ByteLevel::new(false, false, false).into());
+    Ok(Sequence::new(passes))
+}
+
 /// A file to build a tokenizer from.
 struct Source<'a> {
     file: &'a GgufFile,
@@ -172,22 +183,13 @@ impl Source<'_> {
     /// The BPE model with its pre-tokenizer.
     fn bpe(&self, text_tokens: Vocab) -> Result<tokenizers::Tokenizer, TokenizerError> {
         let merges = self.merges(&text_tokens)?;
-        let refused =
-            |reason: String| TokenizerError::Build { file: self.file.name().to_owned(), reason };
-        let bpe = BPE::builder()
-            .vocab_and_merges(text_tokens, merges)
-            .build()
-            .map_err(|error| refused(error.to_string()))?;
-        let mut passes: Vec<PreTokenizerWrapper> = Vec::with_capacity(PATTERNS.len() + 1);
-        for pattern in PATTERNS {
-            let pattern = SplitPattern::Regex(pattern.to_owned());
-            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
-                .map_err(|error| refused(error.to_string()))?;
-            passes.push(split.into());
-        }
-        passes.push(ByteLevel::new(false, false, false).into());
+        let refused = |error: tokenizers::Error| TokenizerError::Build {
+            file: self.file.name().to_owned(),
+            reason: error.to_string(),
+        };
+        let bpe = BPE::builder().vocab_and_merges(text_tokens, merges).build().map_err(refused)?;
         let mut tokenizer = tokenizers::Tokenizer::new(bpe);
-        tokenizer.with_pre_tokenizer(Some(Sequence::new(passes)));
+        tokenizer.with_pre_tokenizer(Some(pre_tokenizer().map_err(refused)?));
         Ok(tokenizer)
     }
 

@@ -27,7 +27,9 @@ pub(super) fn split(text: &str) -> Result<Vec<&str>, TokenizerError> {
         segments.push(&text[start..end]);
         start = end;
     }
-    segments.push(&text[start..]);
+    if start < text.len() || segments.is_empty() {
+        segments.push(&text[start..]);
+    }
     Ok(segments)
 }
 
@@ -65,7 +67,39 @@ fn is_han_or_kana(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use proptest::prelude::*;
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    use super::{super::load::pre_tokenizer, *};
+
+    /// The pieces of `text`, spelled as bytes.
+    fn pieces(text: &str) -> Vec<String> {
+        let mut pieces = PreTokenizedString::from(text);
+        pre_tokenizer().unwrap().pre_tokenize(&mut pieces).unwrap();
+        let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        splits.into_iter().map(|(piece, ..)| piece.to_owned()).collect()
+    }
+
+    /// Characters of every kind that the pre-tokenizer or a cut knows of.
+    const KINDS: &str = "aZéДßΩ中龥一龦あゟ゠ヿｱ한ไ 0 9²½Ⅷ٣〇①Ⓐ_-!\"'.…«»￥+=€｜🙂\u{301}\u{200D}\u{200B}\0\u{1}\u{7F}\u{85}\u{A0}\u{2028}\u{3000}\t\r\n  \n\u{180E}\u{FEFF}";
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn cuts_never_change_pieces(kinds in proptest::collection::vec(0..KINDS.chars().count(), 0..24)) {
+            let characters: Vec<char> =
+                kinds.iter().filter_map(|&kind| KINDS.chars().nth(kind)).collect();
+            let text: String = characters.iter().collect();
+            let whole = pieces(&text);
+            for at in 1..characters.len() {
+                if is_cut(characters[at - 1], characters[at]) {
+                    let mut cut = pieces(&characters[..at].iter().collect::<String>());
+                    cut.extend(pieces(&characters[at..].iter().collect::<String>()));
+                    prop_assert_eq!(&cut, &whole, "{:?} cut at {}", text, at);
+                }
+            }
+        }
+    }
 
     #[test]
     fn segments_are_the_text() {

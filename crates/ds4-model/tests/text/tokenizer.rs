@@ -136,43 +136,28 @@ fn ids_without_a_token_have_no_bytes() {
 }
 
 #[test]
-fn long_texts_are_cut_without_changing_their_ids() {
-    // Long enough for several segments, and each kind of place to cut at.
-    let paragraphs = [
-        "The quick brown fox.  It jumps,\n\nover 12 lazy dogs; x=1 y='2'\r\n",
-        "中文，标点。日本語テスト12345 カタカナ\n",
-        "привет мир, ελληνικά:\n  indented\tand e\u{301}\n",
-        "Ⓐ \u{301} ½ ٣٤٥ «»\u{85}\u{200B} \n \n",
-    ];
-    let mut text = String::new();
-    for i in 0..3000 {
-        text.push_str(paragraphs[i % paragraphs.len()]);
-    }
-    let whole = full().encode(&text).unwrap();
-    let by_paragraph: Vec<u32> =
-        text.split_inclusive('\n').flat_map(|line| full().encode(line).unwrap()).collect();
-    assert_eq!(full().decode(&whole), text);
-    // Lines are shorter than a segment; only runs of line ends join across them.
-    assert!(by_paragraph.len() >= whole.len());
-    let unsplit = encode_by_halves_of_words(&text);
-    assert_eq!(whole, unsplit);
+fn long_texts_have_the_ids_of_their_paragraphs() {
+    // Each begins with a letter and ends with a line end, between which no
+    // token lies; together they are long enough for several segments.
+    let samples: Vec<Sample> =
+        serde_json::from_slice(&read(&data("tokenizer-samples.json"))).unwrap();
+    let paragraphs: Vec<String> =
+        samples.iter().cycle().take(3000).map(|sample| format!("A{}.\n", sample.text)).collect();
+    let ids: Vec<u32> = paragraphs.iter().flat_map(|text| full().encode(text).unwrap()).collect();
+    let text = paragraphs.concat();
+    assert!(text.len() > 300_000);
+    assert_eq!(full().encode(&text).unwrap(), ids);
+    assert_eq!(full().decode(&ids), text);
 }
 
-/// The ids of `text` another way: cut before every space that follows a
-/// letter, and nowhere else.
-fn encode_by_halves_of_words(text: &str) -> Vec<u32> {
-    let mut ids = Vec::new();
-    let mut start = 0;
-    let mut previous = ' ';
-    for (offset, character) in text.char_indices() {
-        if character == ' ' && previous.is_alphabetic() {
-            ids.extend(full().encode(&text[start..offset]).unwrap());
-            start = offset;
-        }
-        previous = character;
-    }
-    ids.extend(full().encode(&text[start..]).unwrap());
-    ids
+#[test]
+fn a_text_without_words_is_refused_before_it_costs_memory() {
+    let text = " ".repeat(20_000_000);
+    let error = full().encode(&text).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the text has 20000000 bytes without the end of a word from byte 0 on, expected at most 1048576"
+    );
 }
 
 proptest! {
