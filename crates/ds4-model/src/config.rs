@@ -5,6 +5,8 @@
 
 mod read;
 
+pub(crate) use read::{ARCHITECTURE, GATING_SQRT_SOFTPLUS};
+
 /// Elements of one attention head, of one key/value row and of one compressed row.
 pub const HEAD_DIM: usize = 512;
 /// Trailing elements of a head or row that RoPE rotates.

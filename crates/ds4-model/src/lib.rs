@@ -9,6 +9,7 @@ mod load;
 pub mod profile;
 pub mod prompt;
 mod split;
+pub mod synth;
 pub mod tokenizer;
 pub mod weights;
 
