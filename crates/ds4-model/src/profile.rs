@@ -103,8 +103,10 @@ impl fmt::Display for Profile {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("found {}, expected {expected}", shown(found))]
 pub struct UnknownWord {
-    found: String,
-    expected: &'static str,
+    /// The word.
+    pub found: String,
+    /// What it could have been.
+    pub expected: &'static str,
 }
 
 impl FromStr for Profile {

@@ -1,6 +1,6 @@
 //! Requests to conversations.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -53,10 +53,10 @@ impl ChatRequest {
     /// names of models that the official service has for it.
     fn thinking(&self) -> Result<Thinking, ChatError> {
         let effort = match &self.reasoning_effort {
-            Some(word) => Some(word.parse::<Thinking>().map_err(|error| ChatError::Json {
-                path: "reasoning_effort".to_owned(),
-                problem: error.to_string(),
-            })?),
+            Some(word) => Some(
+                word.parse::<Thinking>()
+                    .map_err(|error| field("reasoning_effort", &error.found, error.expected))?,
+            ),
             None => None,
         };
         let switch = match &self.thinking {
@@ -251,31 +251,34 @@ fn response_format(format: Option<Format>) -> Result<ResponseFormat, ChatError> 
 /// service refuses them; clients that shorten a history make them.
 fn unmatched_calls(messages: &[InputMessage]) -> Vec<String> {
     let mut warnings = Vec::new();
-    let mut open: Vec<&str> = Vec::new();
+    let mut calls: &[ToolCall] = &[];
+    let mut answered: HashMap<&str, bool> = HashMap::new();
     for message in messages {
         match message {
             InputMessage::Assistant { tool_calls, .. } => {
-                warnings.extend(open.drain(..).map(without_result));
-                open.extend(tool_calls.iter().flatten().map(|call| call.id.as_str()));
+                warnings.extend(unanswered(calls, &answered));
+                calls = tool_calls.as_deref().unwrap_or_default();
+                answered = calls.iter().map(|call| (call.id.as_str(), false)).collect();
             }
             InputMessage::Tool { tool_call_id, .. } => {
                 let id = tool_call_id.as_deref().unwrap_or_default();
-                match open.iter().position(|&call| call == id) {
-                    Some(position) => drop(open.remove(position)),
+                match answered.get_mut(id) {
+                    Some(is_answered) => *is_answered = true,
                     None => {
-                        warnings.push(format!("tool result {} has no call before it", shown(id)))
+                        warnings.push(format!("tool result {} has no call before it", shown(id)));
                     }
                 }
             }
             _ => {}
         }
     }
-    warnings.extend(open.into_iter().map(without_result));
+    warnings.extend(unanswered(calls, &answered));
     warnings
 }
 
-fn without_result(call: &str) -> String {
-    format!("tool call {} has no result", shown(call))
+fn unanswered(calls: &[ToolCall], answered: &HashMap<&str, bool>) -> impl Iterator<Item = String> {
+    let is_open = |call: &&ToolCall| answered.get(call.id.as_str()) == Some(&false);
+    calls.iter().filter(is_open).map(|call| format!("tool call {} has no result", shown(&call.id)))
 }
 
 fn field(path: &str, found: &str, expected: &str) -> ChatError {

@@ -1,13 +1,18 @@
 //! Brings a conversation into the one form that renders as it should.
 //!
-//! The crate that renders expects of its caller: reasoning of earlier turns
-//! filled in or dropped, and calls and results with ids in the order in which
-//! they are to appear, since it sorts both by id (DeepSeek's own ids begin
-//! with a running number, those of other clients are random).
+//! The crate that renders leaves to its caller what becomes of reasoning in
+//! earlier turns. And it expects one result for each call, both with ids that
+//! sort in the order of the calls: it sorts the calls of a turn by id, and then
+//! as many messages after it. DeepSeek's own ids begin with a running number;
+//! other clients have random ones, and histories that were cut short lack
+//! results, which would then be taken from later turns.
+
+use std::{collections::HashMap, mem};
 
 use deepseek_recipe_core::{
     conversation::Conversation,
     messages::{InputMessage, ToolCall},
+    prompt,
 };
 
 use crate::profile::{Profile, Thinking};
@@ -18,6 +23,7 @@ pub(super) fn canonical(conversation: &Conversation, profile: Profile) -> Conver
     let effort = profile.effort(Thinking::of(&conversation));
     conversation.reasoning_effort = Some(effort);
     order_tool_results(&mut conversation.messages);
+    conversation.messages.iter_mut().for_each(make_user_text);
     let last = conversation.messages.len().saturating_sub(1);
     for (index, message) in conversation.messages.iter_mut().enumerate() {
         if let InputMessage::Assistant { reasoning_content, tool_calls, prefix, .. } = message {
@@ -34,24 +40,21 @@ pub(super) fn canonical(conversation: &Conversation, profile: Profile) -> Conver
 }
 
 /// Puts tool results in the order of their calls, before other messages of
-/// the same user turn, and renames calls and results so that they stay so.
+/// the same user turn, and numbers the calls, so that sorting changes nothing.
 fn order_tool_results(messages: &mut [InputMessage]) {
+    let is_assistant = |message: &InputMessage| matches!(message, InputMessage::Assistant { .. });
     let mut rest = messages;
-    while let Some(start) = rest.iter().position(|m| matches!(m, InputMessage::Assistant { .. })) {
+    while let Some(start) = rest.iter().position(is_assistant) {
         let (assistant, after) = rest[start..].split_at_mut(1);
-        let end = after
-            .iter()
-            .position(|m| matches!(m, InputMessage::Assistant { .. }))
-            .unwrap_or(after.len());
+        let end = after.iter().position(is_assistant).unwrap_or(after.len());
         let (turn, next) = after.split_at_mut(end);
         if let InputMessage::Assistant { tool_calls: Some(calls), .. } = &mut assistant[0] {
-            turn.sort_by_cached_key(|message| turn_order(message, calls));
-            let results = turn.iter_mut().filter_map(|message| match message {
-                InputMessage::Tool { tool_call_id, .. } => Some(tool_call_id),
-                _ => None,
-            });
-            results.enumerate().for_each(|(index, id)| *id = Some(sortable(index)));
-            calls.iter_mut().enumerate().for_each(|(index, call)| call.id = sortable(index));
+            let call_index: HashMap<&str, usize> =
+                calls.iter().enumerate().map(|(index, call)| (call.id.as_str(), index)).collect();
+            turn.sort_by_cached_key(|message| turn_order(message, &call_index));
+            for (index, call) in calls.iter_mut().enumerate() {
+                call.id = format!("{index:010}");
+            }
         }
         rest = next;
     }
@@ -59,19 +62,25 @@ fn order_tool_results(messages: &mut [InputMessage]) {
 
 /// Where a message of a user turn belongs: results in the order of the calls
 /// they answer, then results of unknown calls, then everything else.
-fn turn_order(message: &InputMessage, calls: &[ToolCall]) -> (bool, usize) {
+fn turn_order(message: &InputMessage, call_index: &HashMap<&str, usize>) -> (bool, usize) {
     match message {
         InputMessage::Tool { tool_call_id, .. } => {
-            let call = calls.iter().position(|call| Some(&call.id) == tool_call_id.as_ref());
-            (false, call.unwrap_or(calls.len()))
+            let index = tool_call_id.as_deref().and_then(|id| call_index.get(id));
+            (false, index.copied().unwrap_or(usize::MAX))
         }
         _ => (true, 0),
     }
 }
 
-/// An id that sorts by `index`.
-fn sortable(index: usize) -> String {
-    format!("{index:010}")
+/// Makes of a tool result the user text that it renders as, so that it is
+/// never sorted or taken for the result of another turn's call.
+fn make_user_text(message: &mut InputMessage) {
+    if let InputMessage::Tool { content, image_sources, .. } = message {
+        *message = InputMessage::User {
+            content: prompt!("<tool_result>{}</tool_result>", &*content),
+            image_sources: mem::take(image_sources),
+        };
+    }
 }
 
 /// Some clients send no text for a call without arguments.

@@ -339,6 +339,23 @@ fn histories_cut_short_still_render() {
 }
 
 #[test]
+fn missing_results_are_not_taken_from_later_turns() {
+    let turns = vec![
+        user("a"),
+        calling(None, "", &[("1", "{}"), ("2", "{}"), ("3", "{}"), ("4", "{}"), ("5", "{}")]),
+        result("4", "early"),
+        user("b"),
+        assistant(None, "c"),
+        result("0", "late"),
+    ];
+    let text = encode(Thinking::Off, conversation(turns)).text;
+    let position = |part: &str| text.find(part).unwrap();
+    assert!(text.contains("<｜User｜><tool_result>early</tool_result>\n\nb<｜Assistant｜>"));
+    assert!(text.ends_with("<｜User｜><tool_result>late</tool_result><｜Assistant｜></think>"));
+    assert!(position("early") < position("late"));
+}
+
+#[test]
 fn arguments_keep_order_and_spelling() {
     let invoke = |arguments: &str| {
         let turns = vec![user("a"), calling(None, "", &[("1", arguments)])];
