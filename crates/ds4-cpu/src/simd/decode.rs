@@ -100,11 +100,7 @@ impl<V: Vector, const T: usize> Sums<V, T> {
             for t in 0..T {
                 let x = &*tokens[t];
                 let scales = V::mul_groups(w.scales, V::load_groups(x.scales.as_ptr()));
-                for (i, &quants) in w.quants.as_ref().iter().enumerate() {
-                    let x = V::load_bytes(x.quants.as_ptr().cast::<u8>().add(i * 4 * V::LANES));
-                    let dot = V::to_float(V::dot(F::WIDE, V::splat_int(0), quants, x));
-                    self.lanes[t] = V::fma(dot, V::expand(scales, i), self.lanes[t]);
-                }
+                self.lanes[t] = F::add_dots(&w.quants, x, scales, self.lanes[t]);
                 // (weight, −d·Σq) pairs: the mins', or the bias's.
                 let terms = match F::MINS {
                     0 if F::BIAS == 0 => continue,

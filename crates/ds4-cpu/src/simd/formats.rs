@@ -6,7 +6,7 @@
 
 use gguf::IQ2_SIGNS;
 
-use super::vector::Vector;
+use super::{q8::Q8Block, vector::Vector};
 
 /// Elements of a superblock.
 pub(super) const SUPERBLOCK: usize = 256;
@@ -35,11 +35,42 @@ pub(super) trait Format<V: Vector> {
     /// # Safety
     /// Needs the instruction set, and `BYTES` readable bytes.
     unsafe fn unpack(p: *const u8) -> Unpacked<V>;
+
+    /// Which four elements of the superblock, counted in fours, 32-bit word `i`
+    /// of [`Unpacked::quants`] has.
+    #[inline(always)]
+    fn place(i: usize) -> usize {
+        i
+    }
+
+    /// Adds to `sums` the products of `quants` and `x`, scaled with the product
+    /// of the weights' and of `x`'s scales.
+    ///
+    /// # Safety
+    /// Needs the instruction set.
+    #[inline(always)]
+    unsafe fn add_dots(
+        quants: &V::Block,
+        x: &Q8Block,
+        scales: V::Groups,
+        mut sums: V::Float,
+    ) -> V::Float {
+        // SAFETY: the caller has the instruction set; registers of quants are
+        // as many as the 256 activations fill.
+        unsafe {
+            for (i, &quants) in quants.as_ref().iter().enumerate() {
+                let x = V::load_bytes(x.quants.as_ptr().cast::<u8>().add(i * 4 * V::LANES));
+                let dots = V::to_float(V::dot(Self::WIDE, V::splat_int(0), quants, x));
+                sums = V::fma(dots, V::expand(scales, i), sums);
+            }
+            sums
+        }
+    }
 }
 
 /// One superblock of a row.
 pub(super) struct Unpacked<V: Vector> {
-    /// In the order of the row.
+    /// In the order of [`Format::place`], mostly that of the row.
     pub quants: V::Block,
     /// One per group.
     pub scales: V::Groups,

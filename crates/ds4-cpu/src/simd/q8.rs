@@ -18,6 +18,8 @@ use super::{
 pub(super) struct Q8Block {
     /// In −127..=127.
     pub quants: [i8; SUPERBLOCK],
+    /// The same: the first eight of every group, then the second eight, …
+    pub octets: [[[i8; 8]; GROUPS]; 4],
     /// d of each group.
     pub scales: [f32; GROUPS],
     /// −d·Σq of each group, for formats with a min or bias per group.
@@ -31,6 +33,7 @@ pub(super) struct Q8Block {
 impl Q8Block {
     const ZERO: Q8Block = Q8Block {
         quants: [0; SUPERBLOCK],
+        octets: [[[0; 8]; GROUPS]; 4],
         scales: [0.0; GROUPS],
         sums: [0.0; GROUPS],
         half_sums: [[0.0; GROUPS]; 2],
@@ -115,6 +118,9 @@ unsafe fn quantize_block<V: Vector>(x: *const f32, block: &mut Q8Block) {
             block.sums[g] = -d * block.integer_sums[g] as f32;
             block.half_sums[0][g] = -d * halves[0] as f32;
             block.half_sums[1][g] = -d * halves[1] as f32;
+        }
+        for (i, &octet) in block.quants.as_chunks().0.iter().enumerate() {
+            block.octets[i % 4][i / 4] = octet;
         }
     }
 }

@@ -97,6 +97,7 @@ pub(super) unsafe fn unpack<V: Vector, F: Format<V>>(w: MatrixView, tile: &mut T
             let tile = tile.add(b * GROUPS * stride);
             let mut targets = [tile; GROUPS * WORDS];
             for (i, target) in targets.iter_mut().enumerate() {
+                let i = F::place(i);
                 *target = tile.add(i / WORDS * stride + i % WORDS * V::LANES);
             }
             for (i, targets) in targets.chunks_exact(V::LANES).enumerate() {

@@ -11,6 +11,7 @@ use crate::simd::{
         Format, Iq2Xxs, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0, Unpacked, half_exponent,
         q4_k_scales_and_mins,
     },
+    q8::Q8Block,
 };
 
 impl Format<Avx512> for Q8_0 {
@@ -57,27 +58,43 @@ impl Format<Avx512> for Q2K {
             let scales = _mm512_broadcast_i32x4(_mm_and_si128(scales_and_mins, nibble));
             let mins = _mm_and_si128(_mm_srli_epi16::<4>(scales_and_mins), nibble);
 
-            // Two planes of two bits in each register. Quants of at most 3
-            // times their half group's scale of at most 15 still fit in a byte:
-            // multiplied in pairs of bytes.
+            // Quants of at most 3 times their half group's scale of at most 15
+            // still fit in a byte: multiplied in pairs of bytes.
+            let half = |half: i64| {
+                let words = |g| words_from_bytes([2 * g + half; 4]);
+                _mm512_shuffle_epi8(scales, by_group(words))
+            };
+            let scales = [half(0), half(1)];
+            let q = _mm512_loadu_si512(p.add(16).cast());
+            let octets = [
+                _mm512_permutex_epi64::<0b00_00_00_00>(q),
+                _mm512_permutex_epi64::<0b01_01_01_01>(q),
+                _mm512_permutex_epi64::<0b10_10_10_10>(q),
+                _mm512_permutex_epi64::<0b11_11_11_11>(q),
+            ];
+            let planes = by_group(|g| 2 * (g % 4));
             let mut quants = [_mm512_setzero_si512(); 4];
-            for (i, quants) in quants.iter_mut().enumerate() {
-                let q = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.add(16 + i / 2 * 32).cast()));
-                let shift = (i % 2 * 4) as i32;
-                let shifts = join(_mm256_set1_epi32(shift), _mm256_set1_epi32(shift + 2));
-                let plane = _mm512_and_si512(_mm512_srlv_epi32(q, shifts), _mm512_set1_epi8(3));
-                let first = !0xff | (4 * i as i16);
-                let halves = join(
-                    _mm256_set_m128i(_mm_set1_epi16(first + 1), _mm_set1_epi16(first)),
-                    _mm256_set_m128i(_mm_set1_epi16(first + 3), _mm_set1_epi16(first + 2)),
-                );
-                *quants = _mm512_mullo_epi16(plane, _mm512_shuffle_epi8(scales, halves));
+            for (i, octets) in octets.into_iter().enumerate() {
+                let plane = _mm512_srlv_epi64(octets, planes);
+                let plane = _mm512_and_si512(plane, _mm512_set1_epi8(3));
+                quants[i] = _mm512_mullo_epi16(plane, scales[i / 2]);
             }
 
             let d = Avx2::load_f16_pair(p.add(80));
             let mins = Avx2::split_bytes(mins, d[1]);
             Unpacked { quants, scales: _mm256_set1_ps(d[0]), mins }
         }
+    }
+
+    #[inline(always)]
+    fn place(i: usize) -> usize {
+        place_by_octets(i)
+    }
+
+    #[inline(always)]
+    unsafe fn add_dots(w: &[__m512i; 4], x: &Q8Block, scales: __m256, sums: __m512) -> __m512 {
+        // SAFETY: as the caller promises.
+        unsafe { add_dots_by_octets(w, x, scales, sums) }
     }
 }
 
@@ -91,11 +108,15 @@ impl Format<Avx512> for Q4K {
     unsafe fn unpack(p: *const u8) -> Unpacked<Avx512> {
         // SAFETY: a block of 144 bytes is readable.
         unsafe {
+            let low = _mm512_loadu_si512(p.add(16).cast());
+            let high = _mm512_loadu_si512(p.add(80).cast());
             let mut quants = [_mm512_setzero_si512(); 4];
-            let shifts = join(_mm256_set1_epi32(0), _mm256_set1_epi32(4));
             for (i, quants) in quants.iter_mut().enumerate() {
-                let q = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.add(16 + 32 * i).cast()));
-                *quants = _mm512_and_si512(_mm512_srlv_epi32(q, shifts), _mm512_set1_epi8(15));
+                // Two groups share bytes, by nibbles.
+                let octets = by_group(|g| g / 2 * 4 + i as i64);
+                let octets = _mm512_permutex2var_epi64(low, octets, high);
+                let nibbles = _mm512_srlv_epi64(octets, by_group(|g| g % 2 * 4));
+                *quants = _mm512_and_si512(nibbles, _mm512_set1_epi8(15));
             }
             let d = Avx2::load_f16_pair(p);
             let (scales, mins) = q4_k_scales_and_mins(p.add(4));
@@ -103,6 +124,17 @@ impl Format<Avx512> for Q4K {
             let mins = _mm256_mul_ps(Avx2::widen_bytes(mins), _mm256_set1_ps(d[1]));
             Unpacked { quants, scales, mins: [mins; 2] }
         }
+    }
+
+    #[inline(always)]
+    fn place(i: usize) -> usize {
+        place_by_octets(i)
+    }
+
+    #[inline(always)]
+    unsafe fn add_dots(w: &[__m512i; 4], x: &Q8Block, scales: __m256, sums: __m512) -> __m512 {
+        // SAFETY: as the caller promises.
+        unsafe { add_dots_by_octets(w, x, scales, sums) }
     }
 }
 
@@ -117,12 +149,11 @@ impl Format<Avx512> for Iq2Xxs {
         // SAFETY: a block of 66 bytes is readable.
         unsafe {
             let pairs = _mm512_loadu_si512(p.add(2).cast());
-            let order = _mm512_loadu_si512(OCTET_ORDER.0.as_ptr().cast());
 
-            // Level codes of the 32 octets, then their signs, both ordered so
-            // that 64-bit word q has octets q, 8 + q, 16 + q and 24 + q.
-            let indices = _mm512_maskz_permutexvar_epi8(0x5555_5555_5555_5555, order, pairs);
-            let codes = level_codes(indices);
+            // Level codes of the 32 octets, four in each 64-bit word, and their
+            // signs in its four lower bytes.
+            let order = by_group(|g| words_from_bytes([0, 1, 2, 3].map(|l| g % 2 * 8 + l)));
+            let codes = level_codes(_mm512_shuffle_epi8(pairs, order));
             let codes_of_signs = _mm512_multishift_epi64_epi8(
                 _mm512_set1_epi64(0x352e_2720_352e_2720), // bits 32, 39, 46, 53
                 pairs,
@@ -130,8 +161,6 @@ impl Format<Avx512> for Iq2Xxs {
             // Seven bits stay, their parity becomes the eighth.
             let parity = _mm512_set1_epi64(0x0102_0408_1020_407f);
             let signs = _mm512_gf2p8affine_epi64_epi8::<0>(codes_of_signs, parity);
-            let signs =
-                _mm512_permutexvar_epi8(_mm512_loadu_si512(SIGN_ORDER.0.as_ptr().cast()), signs);
 
             let mut quants = [_mm512_setzero_si512(); 4];
             for (i, quants) in quants.iter_mut().enumerate() {
@@ -159,6 +188,17 @@ impl Format<Avx512> for Iq2Xxs {
             let scales = _mm256_mul_ps(_mm256_cvtepi32_ps(factors), _mm256_set1_ps(d));
             Unpacked { quants, scales, mins: [scales; 2] }
         }
+    }
+
+    #[inline(always)]
+    fn place(i: usize) -> usize {
+        place_by_octets(i)
+    }
+
+    #[inline(always)]
+    unsafe fn add_dots(w: &[__m512i; 4], x: &Q8Block, scales: __m256, sums: __m512) -> __m512 {
+        // SAFETY: as the caller promises.
+        unsafe { add_dots_by_octets(w, x, scales, sums) }
     }
 }
 
@@ -214,33 +254,6 @@ static SIGNED_LEVELS: Aligned<[u8; 64]> = Aligned({
     table
 });
 
-/// Byte of octet `o`'s index in a block's pairs of words.
-const fn octet_byte(o: usize) -> u8 {
-    (o / 4 * 8 + o % 4) as u8
-}
-
-/// For 16-bit word 4·q + i the index of octet 8·i + q.
-static OCTET_ORDER: Aligned<[u8; 64]> = Aligned({
-    let mut order = [0; 64];
-    let mut i = 0;
-    while i < 32 {
-        order[2 * i] = octet_byte(i % 4 * 8 + i / 4);
-        i += 1;
-    }
-    order
-});
-
-/// For byte i of 64-bit word q the sign byte of octet 8·i + q.
-static SIGN_ORDER: Aligned<[u8; 64]> = Aligned({
-    let mut order = [0; 64];
-    let mut i = 0;
-    while i < 64 {
-        order[i] = octet_byte(i % 4 * 8 + i / 8);
-        i += 1;
-    }
-    order
-});
-
 impl Format<Avx512> for Mxfp4 {
     const BYTES: usize = 8 * 17;
     const BIAS: i32 = MXFP4_BIAS;
@@ -273,5 +286,49 @@ impl Format<Avx512> for Mxfp4 {
             let scales = _mm256_loadu_ps(scales.as_ptr());
             Unpacked { quants, scales, mins: [scales; 2] }
         }
+    }
+}
+
+/// [`Format::place`] of quants whose 64-bit word `g` of register `i` is octet `i`
+/// of group `g`.
+#[inline(always)]
+fn place_by_octets(i: usize) -> usize {
+    let (octet, group, half) = (i / 16, i / 2 % 8, i % 2);
+    8 * group + 2 * octet + half
+}
+
+/// [`Format::add_dots`] of such quants: a group keeps to its lanes, so that its
+/// integers are summed before they are scaled.
+#[inline(always)]
+unsafe fn add_dots_by_octets(
+    quants: &[__m512i; 4],
+    x: &Q8Block,
+    scales: __m256,
+    sums: __m512,
+) -> __m512 {
+    // SAFETY: the caller has AVX-512.
+    unsafe {
+        let mut dots = _mm512_setzero_si512();
+        for (&quants, x) in quants.iter().zip(&x.octets) {
+            dots = _mm512_dpbusd_epi32(dots, quants, _mm512_loadu_si512(x.as_ptr().cast()));
+        }
+        let lanes = by_group(|g| g * 0x0000_0001_0000_0001);
+        let scales = _mm512_permutexvar_ps(lanes, _mm512_castps256_ps512(scales));
+        _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scales, sums)
+    }
+}
+
+/// Index of a byte shuffle that widens these four bytes to 16 bits each.
+#[inline(always)]
+fn words_from_bytes(bytes: [i64; 4]) -> i64 {
+    bytes.into_iter().rev().fold(0, |word, byte| word << 16 | 0x8000 | byte)
+}
+
+/// One 64-bit word for each group.
+#[inline(always)]
+unsafe fn by_group(word: impl Fn(i64) -> i64) -> __m512i {
+    // SAFETY: the caller has AVX-512.
+    unsafe {
+        _mm512_setr_epi64(word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7))
     }
 }
