@@ -1,0 +1,73 @@
+//! The command line as a whole; each command's own options are beside its code.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{bench, completions, inspect, logits, run, synth, tokenize};
+
+/// Run DeepSeek V4 Flash locally.
+#[derive(Parser)]
+#[command(name = "ds4", version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ds4 run                                 Chat in the terminal
+  ds4 run -p 'Why is the sky blue?'       Answer one question
+  ds4 run --nothink < notes.txt           The prompt from standard input
+  ds4 inspect -m model.gguf --ctx 100000  What is in a file, and the memory it needs
+
+Without -m, commands use $DS4_MODEL, else the newest model in the models directory
+(ds4 inspect names it), else a small model built into the program.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Chat, or answer one prompt.
+    Run(run::RunArgs),
+    /// Say what a model file holds and how much memory it needs.
+    Inspect(inspect::InspectArgs),
+    /// Show how the model reads a text or a chat request.
+    Tokenize(tokenize::TokenizeArgs),
+    /// Make a model of real shape with random weights.
+    Synth(synth::SynthArgs),
+    /// Measure the speed of prefill and decode.
+    Bench(bench::BenchArgs),
+    /// Write the logits for given tokens to a file.
+    Logits(logits::LogitsArgs),
+    /// Print a completion script for a shell.
+    Completions(completions::CompletionsArgs),
+    /// Print the manual page of ds4, or of one of its commands.
+    #[command(hide = true)]
+    Man(completions::ManArgs),
+}
+
+impl Cli {
+    /// Runs the command.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Run(args) => return run::run(&args),
+            Command::Tokenize(args) => tokenize::run(&args)?,
+            Command::Synth(args) => synth::run(&args)?,
+            Command::Inspect(args) => inspect::run(&args)?,
+            Command::Bench(args) => bench::run(&args)?,
+            Command::Logits(args) => logits::run(&args)?,
+            Command::Completions(args) => completions::run(&args)?,
+            Command::Man(args) => completions::man(&args)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

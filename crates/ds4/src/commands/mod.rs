@@ -1,0 +1,9 @@
+//! One file per command: its options, and what it does.
+
+pub mod bench;
+pub mod completions;
+pub mod inspect;
+pub mod logits;
+pub mod run;
+pub mod synth;
+pub mod tokenize;

@@ -1,0 +1,201 @@
+//! `ds4 run`: one answer, or a conversation at the terminal.
+
+mod conversation;
+mod printer;
+mod repl;
+mod report;
+
+use std::{
+    fs,
+    io::{self, IsTerminal, Read},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use ds4_engine::sampling::{Sampler, SamplingParams};
+use ds4_model::{chat::Dialogue, profile::Thinking};
+
+use crate::{
+    compute::ComputeArgs,
+    generation::Finish,
+    interrupt::{self, Again},
+    model::ModelArgs,
+    terminal,
+    text::ProfileArgs,
+};
+use conversation::Conversation;
+use printer::Printer;
+
+/// Options of `ds4 run`.
+#[derive(Args)]
+#[command(after_help = "\
+Without -p and --prompt-file the prompt comes from standard input; if that is a terminal, a
+conversation begins (/help there says more).
+
+The answer goes to standard output. Reasoning is shown dimmed before it on a terminal, and goes to
+standard error otherwise; so do statistics.")]
+pub struct RunArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Prompt to answer
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// File with the prompt
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
+    /// System message
+    #[arg(short, long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Think before answering (the default)
+    #[arg(long, overrides_with_all = ["nothink", "think_max"])]
+    think: bool,
+    /// Answer at once
+    #[arg(long, overrides_with_all = ["think", "think_max"])]
+    nothink: bool,
+    /// Think as much as the model can
+    #[arg(long, overrides_with_all = ["think", "nothink"])]
+    think_max: bool,
+    #[command(flatten)]
+    profile: ProfileArgs,
+    /// Context: tokens that prompt and answer may have together
+    #[arg(short, long, value_name = "N", default_value_t = 32768)]
+    ctx: usize,
+    /// Tokens that an answer may have [default: as many as the context takes]
+    #[arg(short = 'n', long = "tokens", value_name = "N")]
+    answer_tokens: Option<usize>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+    /// With --json, log-probabilities of each token and the N likeliest ones
+    #[arg(long, value_name = "N", requires = "json")]
+    logprobs: Option<usize>,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+/// How to choose tokens.
+#[derive(Args)]
+#[command(next_help_heading = "Sampling")]
+struct SamplingArgs {
+    /// Temperature; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    temp: f32,
+    /// Keep the likeliest tokens up to this share; 1 keeps all
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Keep this many of the likeliest tokens; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Drop tokens less likely than this share of the likeliest; 0 keeps all
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    min_p: f32,
+    /// Seed of the draws [default: another one each time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+/// Answers, or holds a conversation.
+pub fn run(args: &RunArgs) -> Result<ExitCode> {
+    args.sampling.check()?;
+    let prompt = args.prompt()?;
+    ensure!(prompt.is_some() || !args.json, "--json answers one prompt: give it with -p");
+    let model = args.model.open()?;
+    let encoder = args.profile.encoder(&model)?;
+    let longest = model.config.context_length;
+    ensure!(
+        (1..=longest).contains(&args.ctx),
+        "--ctx: found {}, expected 1 to {longest}, the model's longest context",
+        args.ctx
+    );
+    let engine = args.compute.engine(model)?;
+    let seed = args.sampling.seed.unwrap_or_else(|| fastrand::u64(..));
+    let mut conversation = Conversation::new(
+        engine,
+        encoder,
+        Dialogue::new(args.system.clone(), args.thinking()),
+        Sampler::new(args.sampling.params(), seed),
+        args.ctx,
+        args.answer_tokens.unwrap_or(usize::MAX),
+    )?;
+    match prompt {
+        Some(prompt) => answer_once(args, &mut conversation, prompt, seed),
+        None => repl::run(conversation, args.system.clone(), args.thinking()),
+    }
+}
+
+fn answer_once(
+    args: &RunArgs,
+    conversation: &mut Conversation,
+    prompt: String,
+    seed: u64,
+) -> Result<ExitCode> {
+    interrupt::catch(Again::Exit)?;
+    conversation.ask(prompt);
+    let finish = if args.json {
+        let turn = conversation.answer(args.logprobs, |_| Ok(()))?;
+        report::print(conversation.tokenizer(), &turn, seed)?;
+        turn.finish
+    } else {
+        let mut printer = Printer::new();
+        let turn = conversation.answer(None, |delta| printer.print(delta))?;
+        printer.end()?;
+        terminal::note(conversation.statistics(&turn));
+        turn.finish
+    };
+    Ok(if finish == Finish::Interrupted {
+        ExitCode::from(interrupt::EXIT_CODE)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+impl RunArgs {
+    /// The prompt, or `None` for a conversation.
+    fn prompt(&self) -> Result<Option<String>> {
+        if let Some(prompt) = &self.prompt {
+            return Ok(Some(prompt.clone()));
+        }
+        if let Some(path) = &self.prompt_file {
+            let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            return Ok(Some(text));
+        }
+        if io::stdin().is_terminal() {
+            return Ok(None);
+        }
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text).context("standard input")?;
+        ensure!(!text.trim().is_empty(), "standard input is empty: give a prompt with -p");
+        Ok(Some(text))
+    }
+
+    fn thinking(&self) -> Thinking {
+        match (self.nothink, self.think_max) {
+            (true, _) => Thinking::Off,
+            (_, true) => Thinking::Max,
+            _ => Thinking::High,
+        }
+    }
+}
+
+impl SamplingArgs {
+    fn check(&self) -> Result<()> {
+        let share = 0.0..=1.0;
+        ensure!(self.temp >= 0.0, "--temp: found {}, expected 0 or more", self.temp);
+        ensure!(share.contains(&self.top_p), "--top-p: found {}, expected 0 to 1", self.top_p);
+        ensure!(share.contains(&self.min_p), "--min-p: found {}, expected 0 to 1", self.min_p);
+        Ok(())
+    }
+
+    fn params(&self) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Shows an answer while it is written.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::Result;
+use ds4_model::detokenize::OutputDelta;
+
+use crate::terminal::{self, Style};
+
+/// Prints reasoning and answer so that they can be told apart: on a terminal reasoning is dimmed,
+/// elsewhere it goes to stderr.
+pub struct Printer {
+    is_terminal: bool,
+    dim: Style,
+    last: Option<Part>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Reasoning,
+    Answer,
+}
+
+impl Printer {
+    /// Prints to stdout.
+    pub fn new() -> Self {
+        let stdout = io::stdout();
+        Printer { is_terminal: stdout.is_terminal(), dim: Style::DIM.on(&stdout), last: None }
+    }
+
+    /// Prints what a token added.
+    pub fn print(&mut self, delta: &OutputDelta) -> Result<()> {
+        self.part(Part::Reasoning, &delta.reasoning)?;
+        self.part(Part::Answer, &delta.answer)
+    }
+
+    /// Ends the last line.
+    pub fn end(&mut self) -> Result<()> {
+        if let Some(part) = self.last {
+            self.write(part, "\n")?;
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, part: Part, text: &str) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        if self.last == Some(Part::Reasoning) && part == Part::Answer {
+            self.write(Part::Reasoning, "\n\n")?;
+        }
+        self.last = Some(part);
+        self.write(part, text)
+    }
+
+    fn write(&self, part: Part, text: &str) -> Result<()> {
+        match part {
+            Part::Reasoning if !self.is_terminal => {
+                // Only the answer must arrive.
+                let _ = io::stderr().write_all(text.as_bytes());
+            }
+            Part::Reasoning => {
+                let (start, end) = (self.dim.start(), self.dim.end());
+                self.to_stdout(format_args!("{start}{}{end}", terminal::printable(text)))?;
+            }
+            Part::Answer if self.is_terminal => {
+                self.to_stdout(format_args!("{}", terminal::printable(text)))?;
+            }
+            Part::Answer => self.to_stdout(format_args!("{text}"))?,
+        }
+        Ok(())
+    }
+
+    fn to_stdout(&self, text: std::fmt::Arguments<'_>) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_fmt(text)?;
+        out.flush()
+    }
+}

@@ -1,0 +1,65 @@
+//! How to compute: the options that all commands share, and the engine they ask for.
+
+use std::{num::NonZeroUsize, sync::Arc};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use ds4_cpu::{CpuBackend, Kernels};
+use ds4_engine::rows::CacheRounding;
+use ds4_model::Model;
+
+/// The engine of this program.
+pub type Engine = ds4_engine::Engine<CpuBackend>;
+/// A session of [`Engine`].
+pub type Session = ds4_engine::Session<CpuBackend>;
+
+/// Tokens of a prompt that are computed together.
+///
+/// Weights are read once per chunk, so small chunks are slow; activations of a chunk take memory
+/// and Ctrl-C waits for its end, so large ones are unwieldy.
+pub const PREFILL_CHUNK: usize = 512;
+
+/// Options for the computation.
+#[derive(Args)]
+#[command(next_help_heading = "Computation")]
+pub struct ComputeArgs {
+    /// Compute with plain, exact code: slow, the yardstick for the fast one
+    #[arg(long)]
+    reference: bool,
+    /// Round cached rows as in the model's training
+    #[arg(long, value_name = "on|off", hide_possible_values = true, default_value = "on")]
+    cache_rounding: Switch,
+    /// Threads to compute with [default: one per processor]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+impl ComputeArgs {
+    /// An engine for `model`. Called once: the threads are the program's.
+    pub fn engine(&self, model: Arc<Model>) -> Result<Engine> {
+        let threads = self.threads.map_or(0, NonZeroUsize::get);
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()
+            .context("cannot start threads")?;
+        Ok(Engine::new(CpuBackend::new(model, self.kernels(), self.rounding())))
+    }
+
+    /// The implementation of the hot routines.
+    pub fn kernels(&self) -> Kernels {
+        if self.reference { Kernels::Reference } else { Kernels::detect() }
+    }
+
+    fn rounding(&self) -> CacheRounding {
+        match self.cache_rounding {
+            Switch::On => CacheRounding::On,
+            Switch::Off => CacheRounding::Off,
+        }
+    }
+}

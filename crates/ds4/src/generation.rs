@@ -1,0 +1,136 @@
+//! Prompt in, tokens out: prefill in chunks, then one token after the other until something ends
+//! the answer.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use ds4_engine::{
+    LogitsWanted, TokenId, Work,
+    sampling::{self, Sampler, TokenLogprob},
+};
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use crate::{
+    compute::{Engine, PREFILL_CHUNK, Session},
+    interrupt,
+};
+
+/// How to continue a session.
+pub struct Limits<'a> {
+    /// Tokens that the session may hold.
+    pub context: usize,
+    /// Tokens that the answer may have.
+    pub answer: usize,
+    /// Tokens that end the answer.
+    pub stops: &'a [TokenId],
+    /// How many of the likeliest tokens to report with each; `None` reports no probabilities.
+    pub top_logprobs: Option<usize>,
+}
+
+/// A token of the answer.
+pub struct Drawn {
+    /// The token.
+    pub token: TokenId,
+    /// Its log-probability at temperature 1, and the likeliest tokens, if asked for.
+    pub logprobs: Option<(f32, Vec<TokenLogprob>)>,
+}
+
+/// Why the answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The model ended it.
+    Stop,
+    /// It has as many tokens as allowed.
+    Length,
+    /// The session has as many tokens as allowed.
+    ContextFull,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+/// Tokens and the time they took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Speed {
+    /// Tokens computed.
+    pub tokens: usize,
+    /// In this time.
+    pub time: Duration,
+}
+
+impl Speed {
+    /// Tokens per second; 0 for no tokens.
+    pub fn per_second(self) -> f64 {
+        if self.tokens == 0 { 0.0 } else { self.tokens as f64 / self.time.as_secs_f64() }
+    }
+}
+
+/// Appends `tokens` and returns the logits after the last; `None` if Ctrl-C came first, and then
+/// the session holds a part of them.
+pub fn prefill(
+    engine: &Engine,
+    session: &mut Session,
+    tokens: &[TokenId],
+    bar: Option<&ProgressBar>,
+    speed: &mut Speed,
+) -> Result<Option<Vec<f32>>> {
+    let mut logits = Vec::new();
+    for chunk in tokens.chunks(PREFILL_CHUNK) {
+        if interrupt::pressed() {
+            return Ok(None);
+        }
+        logits = step(engine, session, chunk, speed)?;
+        if let Some(bar) = bar {
+            bar.inc(chunk.len() as u64);
+        }
+    }
+    Ok(Some(logits))
+}
+
+/// Appends `tokens` in one step; returns the logits after the last.
+pub fn step(
+    engine: &Engine,
+    session: &mut Session,
+    tokens: &[TokenId],
+    speed: &mut Speed,
+) -> Result<Vec<f32>> {
+    let start = Instant::now();
+    let mut logits = engine.step(&mut [Work { session, tokens, logits: LogitsWanted::Last }])?;
+    speed.tokens += tokens.len();
+    speed.time += start.elapsed();
+    Ok(logits.remove(0).data)
+}
+
+/// Continues a session that has just produced `logits`; gives every token to `each`.
+pub fn decode(
+    engine: &Engine,
+    session: &mut Session,
+    mut logits: Vec<f32>,
+    sampler: &mut Sampler,
+    limits: &Limits<'_>,
+    speed: &mut Speed,
+    mut each: impl FnMut(Drawn) -> Result<()>,
+) -> Result<Finish> {
+    for count in 0.. {
+        if interrupt::pressed() {
+            return Ok(Finish::Interrupted);
+        }
+        if count == limits.answer {
+            return Ok(Finish::Length);
+        }
+        let token = sampler.sample(&logits)?;
+        if limits.stops.contains(&token) {
+            break;
+        }
+        let logprobs = limits
+            .top_logprobs
+            .map(|n| (sampling::logprob(&logits, token), sampling::top_logprobs(&logits, n)));
+        each(Drawn { token, logprobs })?;
+        if session.len() >= limits.context {
+            return Ok(Finish::ContextFull);
+        }
+        logits = step(engine, session, &[token], speed)?;
+    }
+    Ok(Finish::Stop)
+}

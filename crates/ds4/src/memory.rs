@@ -1,0 +1,71 @@
+//! What a model needs: bytes of memory at a context, and bytes read for a token.
+
+use ds4_engine::{MAX_REWIND, rows::CacheRounding};
+use ds4_model::{
+    Model,
+    binding::Role,
+    config::{Config, HEAD_DIM, INDEX_DIM, LayerKind, STREAMS, WINDOW},
+};
+
+/// Bytes of KV state of a session of `tokens` tokens, within a few pages of rows.
+pub fn cache_bytes(config: &Config, rounding: CacheRounding, tokens: usize) -> u64 {
+    let (row, key) = (rounding.kv_codec().row_bytes(), rounding.index_codec().row_bytes());
+    let layer = |kind: LayerKind| {
+        let window = tokens.min(WINDOW + MAX_REWIND) * row;
+        let compressed = tokens.checked_div(kind.ratio()).unwrap_or(0) * row;
+        let inputs = compressor_inputs(kind, tokens) * kind.compressor_width();
+        let index = match kind {
+            LayerKind::Csa => {
+                tokens / kind.ratio() * key + compressor_inputs(kind, tokens) * 2 * INDEX_DIM * 8
+            }
+            LayerKind::Swa | LayerKind::Hca => 0,
+        };
+        (window + compressed + inputs * 8 + index) as u64
+    };
+    config.layers.iter().map(|l| layer(l.kind)).sum()
+}
+
+/// Tokens whose compressor inputs, a value and a score of 4 bytes each, are kept.
+fn compressor_inputs(kind: LayerKind, tokens: usize) -> usize {
+    match kind {
+        LayerKind::Swa => 0,
+        LayerKind::Csa => tokens.min(2 * kind.ratio() + MAX_REWIND),
+        LayerKind::Hca => tokens.min(kind.ratio() + MAX_REWIND),
+    }
+}
+
+/// Bytes of intermediate results while `tokens` tokens are computed together, about.
+pub fn activation_bytes(config: &Config, tokens: usize) -> u64 {
+    let streams = STREAMS * config.hidden;
+    let heads = 2 * config.heads * HEAD_DIM;
+    let sublayer = 4 * config.hidden + 2 * config.q_rank + HEAD_DIM;
+    let experts = config.experts_used * (config.hidden + 2 * config.expert_width);
+    (tokens * 4 * (streams + heads + sublayer + experts)) as u64
+}
+
+/// Bytes of weights that a decoded token reads.
+pub fn weight_bytes_per_token(model: &Model) -> u64 {
+    let config = &model.config;
+    let read = |(role, bytes): (Role, u64)| match role {
+        Role::Embedding | Role::Table => bytes / config.vocab as u64,
+        Role::ExpertGateUp | Role::ExpertDown => {
+            bytes / config.experts as u64 * config.experts_used as u64
+        }
+        _ => bytes,
+    };
+    model.weight_bytes().into_iter().map(read).sum()
+}
+
+/// Bytes of KV state that a token decoded after `tokens` tokens reads.
+pub fn cache_bytes_per_token(config: &Config, rounding: CacheRounding, tokens: usize) -> u64 {
+    let (row, key) = (rounding.kv_codec().row_bytes(), rounding.index_codec().row_bytes());
+    let layer = |kind: LayerKind| {
+        let rows = tokens.checked_div(kind.ratio()).unwrap_or(0);
+        let compressed = match kind {
+            LayerKind::Csa if rows > config.index_top_k => config.index_top_k * row + rows * key,
+            _ => rows * row,
+        };
+        (tokens.min(WINDOW) * row + compressed) as u64
+    };
+    config.layers.iter().map(|l| layer(l.kind)).sum()
+}
