@@ -52,6 +52,24 @@ class Judge:
             return self.model.logits(x)
 
 
+@torch.no_grad()
+def mtp_matches(model, device, batches):
+    """[right, all] of the tokens after the next that the MTP block predicts inside answers."""
+    right = total = 0
+    for batch, spans in batches:
+        b = {k: torch.from_numpy(v).to(device) for k, v in batch.items() if k in ("tokens", "doc", "pos")}
+        tokens = b["tokens"].long()
+        none = torch.zeros(len(tokens), 0, dtype=torch.long, device=device)
+        mode = Mode(rounding=True)
+        x, _ = model.streams(tokens, b["doc"], b["pos"], none, mode)
+        logits, _ = model.mtp_logits(x, tokens.roll(-1, 1), b["doc"], b["pos"], mode)
+        hit = (logits.argmax(-1) == tokens.roll(-2, 1)).cpu()
+        for row, first, end, _ in spans:
+            right += int(hit[row, first - 1 : end - 2].sum())
+            total += max(0, end - 1 - first)
+    return [right, total]
+
+
 def long_needles(source, names, count, tokens, length):
     """Needle cases longer than a training row, one per batch."""
     out = []
@@ -87,14 +105,14 @@ def main():
     p.add_argument("--init", required=True)
     p.add_argument("--out", required=True)
     p.add_argument("--config", default=str(__file__).replace("evaluate.py", "config.json"))
-    p.add_argument("--batches", type=int, default=8)
-    p.add_argument("--long", type=int, default=64, help="cases at 16k")
+    p.add_argument("--batches", type=int, default=4, help="packed batches per group, four times as many for long needles")
+    p.add_argument("--long", type=int, default=48, help="cases at 16k")
     p.add_argument("--device", default="cuda")
     a = p.parse_args()
     torch.set_float32_matmul_precision("high")
     modes = {"": Mode(rounding=True), "no rounding: ": Mode(), "newest rows: ": Mode(rounding=True, newest=True)}
     groups = list(mixture.eval_groups(mixture.Source(a.data)))
-    jobs = {g: ("short", g, a.batches * (3 if "3700" in g or "2000" in g else 1), 1) for g in groups}
+    jobs = {g: ("short", g, a.batches * (4 if "3700" in g or "2000" in g else 2 if "needle" in g else 1), 1) for g in groups}
     jobs |= {f"needle 16000 x{k}": ("long", k, a.long, 15600, 16384) for k in (1, 4)}
     scores = {}
     with multiprocessing.get_context("fork").Pool(8, _open, (a.data,)) as pool:
@@ -108,9 +126,14 @@ def main():
             for label, mode in modes.items():
                 if label and "needle" not in group:
                     continue
+                if label:  # a control needs fewer cases
+                    batches = batches[: 12 if "16000" in group else a.batches]
                 for key, score in exact_matches(Judge(model, a.device, mode), group, batches).items():
                     scores[label + key] = score
                     print(f"{label + key}: {score[0]} of {score[1]} ({score[0] / score[1]:.3f})", flush=True)
+        drafts = mtp_matches(model, a.device, made["tools"].get() + made["lookup 16"].get())
+        scores["mtp draft"] = drafts
+        print(f"mtp draft: {drafts[0]} of {drafts[1]} ({drafts[0] / drafts[1]:.3f})")
     with open(a.out, "w", encoding="utf-8") as f:
         json.dump(scores, f, indent=1)
 

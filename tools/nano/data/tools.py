@@ -189,9 +189,9 @@ def tools(rng, count=None, thinking=None, kind=None):
         chat.assistant(a, think="I need no tool. " + think, task="tools-none")
         if rng.random() < 0.5:
             return chat
-    turn(rng, chat, first, only_call=kind == "call")
+    turn(chat, first, only_call=kind == "call")
     if kind is None and rng.random() < 0.25:
-        turn(rng, chat, same_tool(rng, use, first) or first)
+        turn(chat, same_tool(rng, use, first) or first)
     return chat
 
 
@@ -208,11 +208,10 @@ def same_tool(rng, use, first):
     return None
 
 
-def turn(rng, chat, case, only_call=False):
+def turn(chat, case, only_call=False):
     tool, ask, args, result, answer, reason = case
     chat.user(ask)
-    text = "" if rng.random() < 0.8 or only_call else reason
-    chat.assistant(text, think=reason, calls=[(tool["name"], {k: heavy(v) for k, v in args.items()})], task="tools-call")
+    chat.assistant(think=reason, calls=[(tool["name"], {k: heavy(v) for k, v in args.items()})], task="tools-call")
     if only_call:
         return
     chat.results(result)

@@ -19,8 +19,7 @@ NOUNS, FACTS, RARE = [], [], []
 
 
 def use(facts, rare):
-    FACTS[:] = facts
-    RARE[:] = rare
+    FACTS[:] = {f["word"]: f for f in reversed(facts)}.values()  # one meaning per word
     known = {f["word"] for f in facts}
     RARE[:] = [w for w in rare if w not in known]
     NOUNS[:] = sorted({f["word"] for f in facts if f["kind"] == "noun" and 3 <= len(f["word"]) <= 8})
