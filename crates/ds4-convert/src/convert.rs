@@ -21,8 +21,8 @@ const BATCH: usize = 16 << 20;
 pub struct Progress<'a> {
     /// The tensor at work.
     pub tensor: &'a str,
-    /// Elements that are in the output, those of an earlier run included.
-    pub elements: u64,
+    /// Bytes of tensors that are in the output, those of an earlier run included.
+    pub bytes: u64,
 }
 
 /// What a conversion did.
@@ -50,27 +50,26 @@ pub fn convert(
     let total = plan.tensors.len();
     let mut unfinished = Unfinished::open(output, &plan.layout, &plan.fingerprint, total)?;
     let resumed = unfinished.finished;
-    let before: u64 = plan.tensors[..resumed].iter().map(PlannedTensor::elements).sum();
-    let mut elements = before;
+    let (done, rest) = plan.tensors.split_at(resumed);
+    let mut bytes: u64 = done.iter().map(|tensor| tensor.bytes).sum();
     for (index, tensor) in plan.tensors.iter().enumerate().skip(resumed) {
         let mut hasher = blake3::Hasher::new();
         let mut at = plan.layout.tensor_range(index).start;
         let rows = Rows::new(plan, tensor);
         for start in (0..rows.count).step_by(rows.batch()) {
-            if progress(Progress { tensor: &tensor.name, elements }).is_break() {
+            if progress(Progress { tensor: &tensor.name, bytes }).is_break() {
                 return Err(Error::Stopped { done: unfinished.finished, total });
             }
-            let end = rows.count.min(start + rows.batch());
-            let bytes = rows.convert(start, end)?;
-            hasher.update(&bytes);
-            unfinished.write(at, &bytes)?;
-            at += bytes.len() as u64;
-            elements += ((end - start) * rows.cols) as u64;
+            let piece = rows.convert(start, rows.count.min(start + rows.batch()))?;
+            hasher.update(&piece);
+            unfinished.write(at, &piece)?;
+            at += piece.len() as u64;
+            bytes += piece.len() as u64;
         }
         unfinished.finish_tensor(&hasher.finalize())?;
     }
     unfinished.finish()?;
-    Ok(Outcome { resumed, elements: elements - before })
+    Ok(Outcome { resumed, elements: rest.iter().map(PlannedTensor::elements).sum() })
 }
 
 /// The rows of one tensor, those of all experts in order.

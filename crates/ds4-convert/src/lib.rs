@@ -12,14 +12,15 @@ mod error;
 mod imatrix;
 mod journal;
 mod metadata;
+mod overrides;
 mod plan;
-mod recipe;
 mod source;
 
 pub use convert::{Outcome, Progress, convert};
+pub use ds4_model::synth::Recipe;
 pub use error::{Error, Result};
 pub use imatrix::{Collector, ImportanceMatrix};
 pub use metadata::ModelMetadata;
+pub use overrides::Override;
 pub use plan::{Options, Plan, PlannedTensor};
-pub use recipe::{Override, Recipe};
 pub use source::Source;

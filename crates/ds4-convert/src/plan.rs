@@ -3,6 +3,7 @@
 use ds4_model::{
     binding::{ExpectedTensor, Role, Slot, expected_tensors},
     config::Config,
+    synth::Recipe,
 };
 use gguf::{FileLayout, TensorSpec, TensorType, Value};
 
@@ -10,7 +11,7 @@ use crate::{
     error::{Error, Result},
     imatrix::ImportanceMatrix,
     metadata::ModelMetadata,
-    recipe::{Override, Recipe, fallback},
+    overrides::{Override, fallback},
     source::{Encoding, Input, Source, matrix_shape},
 };
 
@@ -161,7 +162,7 @@ fn types(expected: &[ExpectedTensor], options: &Options) -> Result<Vec<ChosenTyp
     }
     let mut types: Vec<ChosenType> = Vec::with_capacity(expected.len());
     for tensor in expected {
-        let recipe = options.recipe.type_of(tensor);
+        let recipe = options.recipe.type_of(tensor.binding.role);
         let chosen = overrides.iter().rev().find(|o| o.matches(&tensor.name));
         let ty = match chosen {
             Some(chosen) => check_override(tensor, chosen.ty)?,

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, completions, inspect, logits, run, synth, tokenize};
+use crate::commands::{
+    bench, completions, imatrix, inspect, logits, quantize, run, synth, tokenize,
+};
 
 /// Run DeepSeek V4 Flash locally.
 #[derive(Parser)]
@@ -34,6 +36,10 @@ enum Command {
     Tokenize(tokenize::TokenizeArgs),
     /// Make a model of real shape with random weights.
     Synth(synth::SynthArgs),
+    /// Convert a checkpoint or a model to smaller types.
+    Quantize(quantize::QuantizeArgs),
+    /// Measure which columns of the experts matter, for quantize.
+    Imatrix(imatrix::ImatrixArgs),
     /// Measure the speed of prefill and decode.
     Bench(bench::BenchArgs),
     /// Write the logits for given tokens to a file.
@@ -52,6 +58,8 @@ impl Cli {
             Command::Run(args) => return run::run(&args),
             Command::Tokenize(args) => tokenize::run(&args)?,
             Command::Synth(args) => synth::run(&args)?,
+            Command::Quantize(args) => return quantize::run(&args),
+            Command::Imatrix(args) => return imatrix::run(&args),
             Command::Inspect(args) => inspect::run(&args)?,
             Command::Bench(args) => bench::run(&args)?,
             Command::Logits(args) => logits::run(&args)?,

@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, sync::Arc};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use ds4_cpu::{CpuBackend, Kernels};
-use ds4_engine::rows::CacheRounding;
+use ds4_engine::{observer::ExpertObserver, rows::CacheRounding};
 use ds4_model::Model;
 
 /// The engine of this program.
@@ -43,12 +43,25 @@ enum Switch {
 impl ComputeArgs {
     /// An engine for `model`. Called once: the threads are the program's.
     pub fn engine(&self, model: Arc<Model>) -> Result<Engine> {
+        Ok(Engine::new(self.backend(model)?))
+    }
+
+    /// The same, and shows what routed experts are given to `observer`.
+    pub fn observed_engine(
+        &self,
+        model: Arc<Model>,
+        observer: Arc<dyn ExpertObserver>,
+    ) -> Result<Engine> {
+        Ok(Engine::new(self.backend(model)?.with_observer(observer)))
+    }
+
+    fn backend(&self, model: Arc<Model>) -> Result<CpuBackend> {
         let threads = self.threads.map_or(0, NonZeroUsize::get);
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build_global()
             .context("cannot start threads")?;
-        Ok(Engine::new(CpuBackend::new(model, self.kernels(), self.rounding())))
+        Ok(CpuBackend::new(model, self.kernels(), self.rounding()))
     }
 
     /// The implementation of the hot routines.

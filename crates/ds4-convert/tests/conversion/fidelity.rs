@@ -92,7 +92,7 @@ fn each_recipe_makes_a_model_with_a_bounded_error() {
         (Recipe::F16, 1e-7, 1e-7),
     ];
     for (recipe, experts, others) in bounds {
-        let output = directory.path().join(format!("{recipe}.gguf"));
+        let output = directory.path().join(format!("{}.gguf", recipe.name()));
         let inputs = [directory.path().to_owned()];
         run(&inputs, &metadata, options(recipe, &[]), &output).unwrap();
         let file = GgufFile::open(&output).unwrap();
@@ -100,7 +100,7 @@ fn each_recipe_makes_a_model_with_a_bounded_error() {
             let expected = official_values(&stored, &tensor.name, metadata.config().experts);
             let error = relative_error(&expected, &values(&file, &tensor.name));
             let bound = if tensor.name.contains("_exps.") { experts } else { others };
-            assert!(error <= bound, "{recipe} {}: {error:.2e}", tensor.name);
+            assert!(error <= bound, "{recipe:?} {}: {error:.2e}", tensor.name);
         }
         Model::open(&output).unwrap();
     }

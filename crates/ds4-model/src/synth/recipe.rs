@@ -60,7 +60,7 @@ impl Recipe {
     }
 
     /// The value of `general.file_type` in such files.
-    pub(super) fn file_type(self) -> u32 {
+    pub fn file_type(self) -> u32 {
         match self {
             Recipe::F32 => 0,
             Recipe::F16 => 1,

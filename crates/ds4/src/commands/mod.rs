@@ -2,8 +2,10 @@
 
 pub mod bench;
 pub mod completions;
+pub mod imatrix;
 pub mod inspect;
 pub mod logits;
+pub mod quantize;
 pub mod run;
 pub mod synth;
 pub mod tokenize;

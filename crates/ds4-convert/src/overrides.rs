@@ -1,95 +1,13 @@
-//! Recipes: which type each kind of tensor gets, and exceptions from that.
+//! Exceptions from a recipe: asked for by name of a tensor, or forced by the length of its rows.
 
-use std::{fmt, str::FromStr};
+use std::str::FromStr;
 
-use ds4_model::binding::{ExpectedTensor, Role, Slot};
 use gguf::TensorType;
-
-/// A choice of types for all tensors, by what they are for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recipe {
-    /// Routed experts in 2 bits.
-    Q2,
-    /// Routed experts in 4.5 bits.
-    Q4,
-    /// Routed experts in the official 4-bit floats, the rest close to the official types.
-    Mxfp4,
-    /// Every large matrix in 8.5 bits.
-    Q8,
-    /// Every matrix in f16.
-    F16,
-}
-
-impl Recipe {
-    /// Every recipe.
-    pub const ALL: [Recipe; 5] = [Recipe::Q2, Recipe::Q4, Recipe::Mxfp4, Recipe::Q8, Recipe::F16];
-
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Recipe::Q2 => "q2",
-            Recipe::Q4 => "q4",
-            Recipe::Mxfp4 => "mxfp4",
-            Recipe::Q8 => "q8",
-            Recipe::F16 => "f16",
-        }
-    }
-
-    /// The type of `tensor`.
-    pub fn type_of(self, tensor: &ExpectedTensor) -> TensorType {
-        use TensorType::*;
-        let role = tensor.binding.role;
-        match (self, role) {
-            (_, Role::Vector) => F32,
-            (_, Role::Table) => I32,
-            (Recipe::F16, _) => F16,
-            (Recipe::Q2, Role::ExpertGateUp) => IQ2_XXS,
-            (Recipe::Q2, Role::ExpertDown) => Q2_K,
-            (Recipe::Q4, Role::ExpertGateUp | Role::ExpertDown) => Q4_K,
-            (Recipe::Mxfp4, Role::ExpertGateUp | Role::ExpertDown) => MXFP4,
-            (Recipe::Q8, Role::ExpertGateUp | Role::ExpertDown) => Q8_0,
-            (_, Role::Attention | Role::SharedExpert) => Q8_0,
-            (Recipe::Mxfp4, Role::HyperConnection | Role::PositionBias) => F32,
-            (Recipe::Mxfp4, Role::Indexer) if tensor.binding.slot == Slot::IndexerQB => Q8_0,
-            (Recipe::Mxfp4, _) => BF16,
-            (_, Role::Output) => Q8_0,
-            (_, _) => F16,
-        }
-    }
-
-    /// What `general.file_type` calls it; for display only.
-    pub(crate) fn file_type(self) -> u32 {
-        match self {
-            Recipe::F16 => 1,
-            Recipe::Q8 => 7,
-            Recipe::Q4 => 15,
-            Recipe::Q2 => 19,
-            Recipe::Mxfp4 => 38,
-        }
-    }
-}
 
 /// The type for rows of `cols` elements where `ty` has longer blocks than fit in them.
 pub(crate) fn fallback(ty: TensorType, cols: usize) -> TensorType {
     let fits = |ty: &TensorType| ty.row_bytes(cols).is_some();
     [ty, TensorType::Q8_0].into_iter().find(fits).unwrap_or(TensorType::F16)
-}
-
-impl fmt::Display for Recipe {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Recipe {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Recipe::ALL
-            .into_iter()
-            .find(|recipe| recipe.name() == text)
-            .ok_or_else(|| format!("expected one of {}", Recipe::ALL.map(Recipe::name).join(", ")))
-    }
 }
 
 /// A type for all tensors whose names match a pattern: `blk.3.*=Q8_0`.
