@@ -77,6 +77,48 @@ pub enum Error {
         /// Bytes given.
         found: usize,
     },
+    /// A row that was to be quantised holds an infinity or NaN.
+    #[error("column {column}: found {value}, expected a finite number")]
+    NonFinite {
+        /// Where in the row.
+        column: usize,
+        /// What is there.
+        value: f32,
+    },
+    /// An importance that is negative, infinite or NaN.
+    #[error("importance of column {column}: found {value}, expected a finite number of at least 0")]
+    BadImportance {
+        /// Which weight.
+        column: usize,
+        /// What it is.
+        value: f32,
+    },
+    /// Another number of importance weights than elements.
+    #[error("importance: found {found} weights, expected {expected}")]
+    ImportanceSize {
+        /// Weights given.
+        found: usize,
+        /// Elements of the row.
+        expected: usize,
+    },
+    /// FP4 values, scales and the place for the result do not belong together.
+    #[error(
+        "FP4 values: found {values} bytes, {scales} scales and room for {out} bytes, expected 16 to 1 to 17"
+    )]
+    Fp4Size {
+        /// Bytes of values.
+        values: usize,
+        /// Scales.
+        scales: usize,
+        /// Bytes of the result.
+        out: usize,
+    },
+    /// A scale of FP4 values that is NaN.
+    #[error("FP4 scale of block {block}: found NaN, expected a power of two")]
+    Fp4Scale {
+        /// Which block of 32.
+        block: usize,
+    },
     /// A tensor was written out of turn, or the file ended before the last.
     #[error("{}: {found} written out of order, expected {expected}", Printable(file))]
     WriteOrder {

@@ -42,7 +42,7 @@ const fn expand_signs() -> [u8; 128] {
 
 /// Eight 2-bit levels per entry, element 0 in the lowest bits.
 #[rustfmt::skip]
-const GRID_LEVELS: [u16; 256] = [
+pub(crate) const GRID_LEVELS: [u16; 256] = [
     0, 2, 5, 8, 10, 17, 20, 32, 34, 40, 42, 65,
     68, 80, 88, 97, 100, 128, 130, 138, 162, 257, 260, 272,
     277, 320, 388, 408, 512, 514, 546, 642, 1025, 1028, 1040, 1057,

@@ -13,6 +13,7 @@ mod iq2_tables;
 mod layout;
 mod metadata;
 mod parse;
+mod quantize;
 mod tensor_type;
 mod writer;
 
@@ -21,5 +22,6 @@ pub use error::{Error, Place, Problem, Turn};
 pub use file::{GgufFile, TensorInfo};
 pub use iq2_tables::{IQ2_SIGNS, IQ2_XXS_GRID};
 pub use metadata::{Array, FromValue, Metadata, Value};
+pub use quantize::{mxfp4_from_fp4, quantize_row};
 pub use tensor_type::TensorType;
 pub use writer::{FileLayout, TensorSpec, Writer};
