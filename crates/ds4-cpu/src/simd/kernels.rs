@@ -72,6 +72,7 @@ macro_rules! define_kernels {
         features: $detected:ident[$($feature:tt)*],
         panel: [$($tokens:literal)*],
         float_block: [$rows:literal, $float_tokens:literal],
+        score_block: [$heads:literal, $score_rows:literal],
         value_columns: $columns:literal,
         index_block: [$index_heads:literal, $keys:literal],
     ) => {
@@ -212,7 +213,7 @@ macro_rules! define_kernels {
         unsafe fn attend(heads: &mut [f32], context: Context, scratch: &mut [f32]) {
             // SAFETY: this function's own terms.
             unsafe {
-                attention::attend::<$vector, $rows, $float_tokens, $columns>(
+                attention::attend::<$vector, $heads, $score_rows, $columns>(
                     heads, context, scratch,
                 )
             }

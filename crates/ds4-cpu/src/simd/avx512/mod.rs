@@ -16,6 +16,7 @@ define_kernels! {
     ],
     panel: [1 2 3 4 5 6 7 8 9 10 11 12],
     float_block: [4, 6],
+    score_block: [4, 6],
     value_columns: 4,
     index_block: [4, 6],
 }

@@ -14,6 +14,7 @@ define_kernels! {
     features: is_aarch64_feature_detected["neon" "dotprod"],
     panel: [1 2 3 4 5 6 7 8],
     float_block: [4, 4],
+    score_block: [4, 4],
     value_columns: 4,
     index_block: [4, 4],
 }
