@@ -1,0 +1,158 @@
+//! What requests ask for beyond the conversation: sampling as the client wants it, in thinking
+//! mode too, and what is odd about the request but can be lived with.
+
+use serde_json::{Map, Value, json};
+
+use crate::http::error::ApiError;
+
+/// Messages or input items of a request.
+pub(super) const MOST_MESSAGES: usize = 20_000;
+
+/// Tools of a request.
+pub(super) const MOST_TOOLS: usize = 1024;
+
+/// Options of a request.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    /// The model's name as asked for, given back in answers.
+    pub(crate) model: String,
+    pub(crate) stream: bool,
+    pub(crate) temperature: Option<f32>,
+    pub(crate) top_p: Option<f32>,
+    pub(crate) min_p: Option<f32>,
+    pub(crate) top_k: Option<usize>,
+    pub(crate) seed: Option<u64>,
+    /// The only tool that may be called.
+    pub(crate) named_tool: Option<String>,
+    /// At most one tool may be called at once.
+    pub(crate) single_call: bool,
+    /// A prompt that needs no rendering.
+    pub(crate) raw_prompt: Option<RawPrompt>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// A prompt as text or tokens, to be continued as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RawPrompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// The object that every request is.
+pub(super) fn object(body: Value) -> Result<Map<String, Value>, ApiError> {
+    match body {
+        Value::Object(object) => Ok(object),
+        _ => Err(ApiError::bad_request("the request body must be a JSON object")),
+    }
+}
+
+impl Options {
+    /// Takes the options that all dialects have out of a request, and sets what DeepSeek's
+    /// conversion needs to see.
+    pub(super) fn take(body: &mut Map<String, Value>) -> Result<Options, ApiError> {
+        body.retain(|_, value| !value.is_null());
+        let model = match body.get("model") {
+            Some(Value::String(name)) => name.clone(),
+            None => String::new(),
+            Some(_) => return Err(ApiError::field("model", "expected a string")),
+        };
+        body.insert("model".to_owned(), json!(super::RECIPE_MODEL));
+        for (key, most) in
+            [("messages", MOST_MESSAGES), ("input", MOST_MESSAGES), ("tools", MOST_TOOLS)]
+        {
+            let found = body.get(key).and_then(Value::as_array).map_or(0, Vec::len);
+            if found > most {
+                return Err(ApiError::field(key, format!("found {found} entries, expected at most {most}")));
+            }
+        }
+        let single_call = body.remove("parallel_tool_calls") == Some(Value::Bool(false));
+        let options = Options {
+            stream: flag(body, "stream")?.unwrap_or(false),
+            temperature: number(body, "temperature", 0.0, 2.0)?,
+            top_p: number(body, "top_p", 0.0, 1.0)?,
+            min_p: number(body, "min_p", 0.0, 1.0)?,
+            top_k: whole(body, "top_k", u64::from(u32::MAX))?.map(|k| k as usize),
+            seed: seed(body)?,
+            single_call,
+            model,
+            ..Options::default()
+        };
+        Ok(options)
+    }
+
+    /// Notes something odd.
+    pub(super) fn warn(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        if !self.warnings.contains(&text) {
+            self.warnings.push(text);
+        }
+    }
+}
+
+/// Makes of the many ways to switch thinking on and off the one that DeepSeek's conversion knows.
+pub(super) fn normalize_thinking(body: &mut Map<String, Value>, model: &str) {
+    let switch = |on: bool| json!({ "type": if on { "enabled" } else { "disabled" } });
+    let think = body.remove("think").and_then(|value| value.as_bool());
+    match body.get("thinking") {
+        Some(Value::Bool(on)) => {
+            let on = *on;
+            body.insert("thinking".to_owned(), switch(on));
+        }
+        Some(_) => {}
+        None => {
+            if let Some(on) = think {
+                body.insert("thinking".to_owned(), switch(on));
+            } else if model == "deepseek-chat" && !body.contains_key("reasoning_effort") {
+                body.insert("thinking".to_owned(), switch(false));
+            }
+        }
+    }
+}
+
+/// Switches thinking off.
+pub(super) fn disable_thinking(body: &mut Map<String, Value>) {
+    body.insert("thinking".to_owned(), json!({ "type": "disabled" }));
+}
+
+pub(super) const NO_THINKING_WITH_TOOL_CHOICE: &str =
+    "thinking is off for this answer, because tool_choice asks for a tool call";
+
+pub(super) fn flag(body: &Map<String, Value>, key: &str) -> Result<Option<bool>, ApiError> {
+    match body.get(key) {
+        None => Ok(None),
+        Some(Value::Bool(value)) => Ok(Some(*value)),
+        Some(_) => Err(ApiError::field(key, "expected true or false")),
+    }
+}
+
+pub(super) fn number(
+    body: &Map<String, Value>,
+    key: &str,
+    least: f64,
+    most: f64,
+) -> Result<Option<f32>, ApiError> {
+    let Some(value) = body.get(key) else { return Ok(None) };
+    match value.as_f64() {
+        Some(value) if (least..=most).contains(&value) => Ok(Some(value as f32)),
+        _ => Err(ApiError::field(key, format!("expected a number from {least} to {most}"))),
+    }
+}
+
+pub(super) fn whole(
+    body: &Map<String, Value>,
+    key: &str,
+    most: u64,
+) -> Result<Option<u64>, ApiError> {
+    let Some(value) = body.get(key) else { return Ok(None) };
+    match value.as_u64() {
+        Some(value) if value <= most => Ok(Some(value)),
+        _ => Err(ApiError::field(key, format!("expected a whole number from 0 to {most}"))),
+    }
+}
+
+/// Any whole number is a seed; DeepSeek's conversion takes those that fit into 63 bits.
+fn seed(body: &mut Map<String, Value>) -> Result<Option<u64>, ApiError> {
+    let Some(value) = body.remove("seed") else { return Ok(None) };
+    let seed = value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64));
+    seed.map(Some).ok_or_else(|| ApiError::field("seed", "expected a whole number"))
+}

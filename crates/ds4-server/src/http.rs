@@ -1,0 +1,11 @@
+//! HTTP: routes, what every request passes, and bodies.
+
+pub(crate) mod access;
+pub(crate) mod answer;
+pub(crate) mod app;
+pub(crate) mod error;
+pub(crate) mod job;
+pub(crate) mod listen;
+pub(crate) mod models;
+pub(crate) mod token_text;
+pub(crate) mod trace;

@@ -1,0 +1,147 @@
+//! From a request that was understood to a job for the scheduler.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::http::StatusCode;
+use deepseek_recipe::request::{ConversationRequest, OutputConstraint};
+use deepseek_recipe_core::conversation::ResponseFormat;
+use ds4_engine::{TokenId, sampling::SamplingParams};
+use ds4_model::tokenizer::TokenizerError;
+use serde_json::json;
+
+use super::{app::App, error::ApiError};
+use crate::{
+    dialect::options::{Options, RawPrompt},
+    guide::{Grammar, Guide, Rules, ToolSet},
+    scheduler::{ClientId, Job},
+};
+
+/// The official service's share in thinking mode with tools.
+const TOP_P_WITH_TOOLS: f32 = 0.95;
+
+/// A job, and the prompt's text for the trace.
+pub(crate) struct Prepared {
+    pub(crate) job: Job,
+    pub(crate) prompt_text: Option<String>,
+}
+
+/// Makes a job. Takes the time of tokenizing the prompt and compiling grammars.
+pub(crate) fn prepare(
+    app: &App,
+    client: ClientId,
+    request: &ConversationRequest,
+    options: &Options,
+) -> Result<Prepared, ApiError> {
+    let (prompt, prompt_text) = prompt(app, request, options)?;
+    let context = app.config.scheduler.context;
+    if prompt.len() >= context {
+        let param = if options.raw_prompt.is_some() { "prompt" } else { "messages" };
+        return Err(ApiError::context(param, prompt.len(), context));
+    }
+    let guide = guide(app, request, options)?;
+    let left = context - prompt.len();
+    let asked = request.inference_options.max_tokens.map_or(left, |tokens| tokens as usize);
+    let limit = app.config.request_timeout;
+    let job = Job {
+        client,
+        max_tokens: asked.clamp(1, left),
+        sampling: sampling(request, options),
+        seed: options.seed.unwrap_or_else(|| fastrand::u64(..)),
+        top_logprobs: request
+            .inference_options
+            .logprobs
+            .then(|| usize::from(request.inference_options.top_logprobs.unwrap_or(0))),
+        guide,
+        deadline: (limit > Duration::ZERO).then(|| Instant::now() + limit),
+        prompt,
+    };
+    Ok(Prepared { job, prompt_text })
+}
+
+/// The prompt as tokens, and as text where it was rendered.
+pub(crate) fn prompt(
+    app: &App,
+    request: &ConversationRequest,
+    options: &Options,
+) -> Result<(Vec<TokenId>, Option<String>), ApiError> {
+    let tokenizer = app.encoder.tokenizer();
+    let begun = |tokens: Vec<TokenId>| [vec![tokenizer.special().bos], tokens].concat();
+    match &options.raw_prompt {
+        None => {
+            let encoded = app.encoder.encode(&request.conversation).map_err(refused)?;
+            Ok((encoded.ids, Some(encoded.text)))
+        }
+        Some(RawPrompt::Text(text)) => {
+            let tokens = tokenizer.encode(text).map_err(refused)?;
+            Ok((begun(tokens), Some(text.clone())))
+        }
+        Some(RawPrompt::Tokens(tokens)) => {
+            let unknown = tokens.iter().find(|token| tokenizer.bytes_of(**token).is_none());
+            if let Some(token) = unknown {
+                let message = format!("there is no token {token}: the model has {}", tokenizer.len());
+                return Err(ApiError::field("prompt", message));
+            }
+            Ok((begun(tokens.clone()), None))
+        }
+    }
+}
+
+fn refused(error: TokenizerError) -> ApiError {
+    ApiError::bad_request(error.to_string())
+}
+
+/// What the client says, in thinking mode too, and otherwise the model's usual settings.
+fn sampling(request: &ConversationRequest, options: &Options) -> SamplingParams {
+    let usual = SamplingParams::default();
+    let with_tools = request.conversation.thinking_mode && request.parsing_options.parse_tool_calls;
+    let usual_top_p = if with_tools { TOP_P_WITH_TOOLS } else { usual.top_p };
+    SamplingParams {
+        temperature: options.temperature.unwrap_or(usual.temperature),
+        top_p: options.top_p.unwrap_or(usual_top_p),
+        min_p: options.min_p.unwrap_or(usual.min_p),
+        top_k: options.top_k.unwrap_or(usual.top_k),
+    }
+}
+
+fn guide(
+    app: &App,
+    request: &ConversationRequest,
+    options: &Options,
+) -> Result<Guide, ApiError> {
+    let parsing = &request.parsing_options;
+    let tools = parsing.parse_tool_calls.then(|| {
+        let named = options.named_tool.as_deref();
+        let tools = &request.conversation.tools;
+        ToolSet::compile(&app.grammars, tools, named, !options.single_call)
+    });
+    let thinking = parsing.thinking_initial_stage;
+    Ok(Guide::new(Rules {
+        grammars: Arc::clone(&app.grammars),
+        starts_in_reasoning: thinking.is_some_and(|stage| stage.starts_in_reasoning()),
+        format: format(app, request)?,
+        tools: tools.transpose()?,
+        starts_in_tool_calls: parsing.starts_in_tool_calls,
+    }))
+}
+
+/// The form of the text: the normalised schema where the conversion made one, else as asked for.
+fn format(app: &App, request: &ConversationRequest) -> Result<Option<Grammar>, ApiError> {
+    let schema = match &request.inference_options.output_constraint {
+        Some(OutputConstraint::Json { schema: Some(schema) }) => Some(schema.clone()),
+        _ => None,
+    };
+    let grammar = match &request.conversation.response_format {
+        ResponseFormat::Text => return Ok(None),
+        ResponseFormat::JsonObject => app.grammars.json_schema(&json!({ "type": "object" })),
+        ResponseFormat::JsonSchema(asked) => app.grammars.json_schema(schema.as_ref().unwrap_or(asked)),
+        ResponseFormat::Regex(expression) => app.grammars.regex(expression),
+    };
+    grammar.map(Some).map_err(|error| ApiError {
+        status: StatusCode::BAD_REQUEST,
+        param: Some("response_format".to_owned()),
+        ..ApiError::from(error)
+    })
+}

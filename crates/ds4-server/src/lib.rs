@@ -1,0 +1,214 @@
+//! The HTTP server: OpenAI and Anthropic dialects over a batching scheduler.
+//!
+//! From the outside in: `http` holds the routes and what every request passes; `dialect` turns
+//! requests into conversations and model output into responses, by DeepSeek's own conversion;
+//! `scheduler` runs them on the engine, many at a time; `guide` says what an answer may say next.
+
+mod dialect;
+mod guide;
+mod http;
+mod metrics;
+mod openapi;
+mod scheduler;
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use ds4_engine::{Backend, Engine};
+use ds4_model::prompt::PromptEncoder;
+
+pub use http::{app::HttpLimits, listen::TlsFiles};
+pub use scheduler::{SchedulerLimits, SessionBytes};
+
+use guide::Grammars;
+use http::{access::Access, app::App, trace::TraceFile};
+use metrics::Metrics;
+use scheduler::Scheduler;
+
+/// How to serve.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// The model's name in lists; requests may use any.
+    pub model_name: String,
+    /// Tokens of which clients must send one; none are needed if there are none.
+    pub tokens: Vec<String>,
+    /// Whether an address that other machines reach may be used without tokens.
+    pub insecure: bool,
+    /// Whether web pages from anywhere may ask.
+    pub cors: bool,
+    /// Files for TLS; without them connections are plain.
+    pub tls: Option<TlsFiles>,
+    /// Bounds of requests as such.
+    pub http: HttpLimits,
+    /// Bounds of what runs.
+    pub scheduler: SchedulerLimits,
+    /// Time for a request in all; zero is without end.
+    pub request_timeout: Duration,
+    /// Time that running answers have to end when the server does.
+    pub shutdown_grace: Duration,
+    /// File to write requests to, with everything that was said.
+    pub trace: Option<PathBuf>,
+}
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Everyone on the network could use it.
+    #[error(
+        "{0} can be reached from other machines: set a token that clients must send, or say \
+         --insecure to let everyone in"
+    )]
+    Open(SocketAddr),
+    /// A token that nobody can send.
+    #[error("a token is empty: leave it out to serve without tokens")]
+    EmptyToken,
+    /// The vocabulary is unfit for grammars.
+    #[error("the model's vocabulary: {0}")]
+    Vocabulary(String),
+    /// The trace cannot be written.
+    #[error("trace {}: {error}", path.display())]
+    Trace {
+        /// Its path.
+        path: PathBuf,
+        /// What went wrong.
+        error: io::Error,
+    },
+    /// A socket or a thread.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A server, ready to serve.
+pub struct Server {
+    app: Arc<App>,
+    listener: TcpListener,
+    thread: JoinHandle<()>,
+}
+
+/// Figures of a running server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Requests whose turn it is.
+    pub running: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Tokens of prompts since the start.
+    pub prompt_tokens: u64,
+    /// Tokens of answers since the start, without those still running.
+    pub answer_tokens: u64,
+}
+
+/// Looks at a running server.
+#[derive(Clone)]
+pub struct Monitor(Arc<App>);
+
+impl Monitor {
+    /// How it is doing.
+    pub fn status(&self) -> Status {
+        let load = self.0.scheduler.load();
+        let (prompt_tokens, answer_tokens) = self.0.metrics.tokens();
+        Status {
+            running: load.running.load(Ordering::Relaxed),
+            waiting: load.waiting.load(Ordering::Relaxed),
+            prompt_tokens,
+            answer_tokens,
+        }
+    }
+}
+
+impl Server {
+    /// Binds to `address` and starts the scheduler. `session_bytes` estimates KV memory.
+    ///
+    /// # Errors
+    /// If the address cannot be used, or would be open to everyone without anybody having said so.
+    pub fn bind<B: Backend + 'static>(
+        address: SocketAddr,
+        engine: Engine<B>,
+        encoder: PromptEncoder,
+        session_bytes: SessionBytes,
+        config: ServerConfig,
+    ) -> Result<Server, ServeError> {
+        if config.tokens.iter().any(String::is_empty) {
+            return Err(ServeError::EmptyToken);
+        }
+        if !address.ip().is_loopback() && config.tokens.is_empty() && !config.insecure {
+            return Err(ServeError::Open(address));
+        }
+        let open = |path: &PathBuf| {
+            TraceFile::open(path).map_err(|error| ServeError::Trace { path: path.clone(), error })
+        };
+        let trace = config.trace.as_ref().map(open).transpose()?;
+        let listener = TcpListener::bind(address)?;
+        let tokenizer = encoder.tokenizer().clone();
+        let grammars = Grammars::new(tokenizer.clone())
+            .map_err(|error| ServeError::Vocabulary(error.to_string()))?;
+        let metrics = Metrics::new();
+        let (scheduler, thread) = Scheduler::start(
+            engine,
+            tokenizer,
+            config.scheduler,
+            session_bytes,
+            metrics.clone(),
+        )?;
+        let access = Access::new(config.tokens.clone(), config.cors, address);
+        let app = App {
+            access,
+            encoder,
+            grammars: Arc::new(grammars),
+            scheduler,
+            metrics,
+            trace,
+            started: dialect::unix_time(),
+            config,
+        };
+        Ok(Server { app: Arc::new(app), listener, thread })
+    }
+
+    /// The address, with the port that was chosen if none was asked for.
+    ///
+    /// # Errors
+    /// If the system does not know it.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// A look at the server, for while it runs.
+    pub fn monitor(&self) -> Monitor {
+        Monitor(self.app.clone())
+    }
+
+    /// Serves until `stop` is there; then no more requests are taken, and running answers have
+    /// until the end of the grace time.
+    ///
+    /// # Errors
+    /// If the socket fails or a file for TLS cannot be used.
+    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        let handle = axum_server::Handle::new();
+        let (app, stopping) = (self.app.clone(), handle.clone());
+        let grace = self.app.config.shutdown_grace;
+        let stopper = tokio::spawn(async move {
+            stop.await;
+            app.scheduler.close(Instant::now() + grace);
+            // A little more for the last events to reach their clients.
+            stopping.graceful_shutdown(Some(grace + Duration::from_secs(1)));
+        });
+        let config = &self.app.config;
+        let router = http::app::router(self.app.clone());
+        let served =
+            http::listen::serve(self.listener, config.tls.as_ref(), config.http, router, handle)
+                .await;
+        stopper.abort();
+        self.app.scheduler.close(Instant::now());
+        let ended = tokio::task::spawn_blocking(move || self.thread.join()).await;
+        if !matches!(ended, Ok(Ok(()))) {
+            tracing::error!("the scheduler ended in a panic");
+        }
+        served
+    }
+}

@@ -1,0 +1,108 @@
+//! How much of a prompt to compute between two tokens of the running answers.
+//!
+//! A step takes as long as its rows, so every prompt token that shares a step with running
+//! answers delays their next token. The share is chosen from measured times such that a step
+//! with prompt tokens takes at most [`STRETCH`] times as long as one without.
+
+use std::time::Duration;
+
+use ds4_engine::backend::PREFILL_MIN;
+
+/// Prompt tokens computed together when no answer is running.
+///
+/// Weights are read once per chunk, so small chunks are slow; a vanished client is noticed only
+/// between chunks, so large ones are unwieldy.
+pub(super) const CHUNK: usize = 512;
+
+/// A step that shares its time with a prompt may take so many times as long.
+///
+/// Two measured steps differ by some tenths; 2.2 leaves room below the promised factor of 3.
+const STRETCH: f64 = 2.2;
+
+/// After so many shared steps, one without prompt tokens measures the usual time again.
+const REMEASURE: usize = 32;
+
+/// Weight of the newest measurement in the running averages.
+const NEWEST: f64 = 0.2;
+
+/// Measured times, and what follows from them.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// Seconds of a step of running answers alone, and how many they were.
+    decode: Option<f64>,
+    /// Seconds that a prompt token adds.
+    prompt_token: Option<f64>,
+    shared_steps: usize,
+}
+
+impl Pace {
+    /// Prompt tokens to add to the next step, with `running` answers in it.
+    pub(super) fn prompt_tokens(&self, running: usize) -> usize {
+        if running == 0 {
+            return CHUNK;
+        }
+        match (self.decode, self.prompt_token) {
+            (None, _) => 0,
+            _ if self.shared_steps >= REMEASURE => 0,
+            (Some(_), None) => PREFILL_MIN,
+            (Some(decode), Some(token)) => {
+                let tokens = (STRETCH - 1.0) * decode / token.max(1e-9);
+                (tokens as usize).clamp(PREFILL_MIN, CHUNK)
+            }
+        }
+    }
+
+    /// Learns from a step of `running` answers and `prompt_tokens` tokens of prompts.
+    pub(super) fn measured(&mut self, running: usize, prompt_tokens: usize, time: Duration) {
+        let time = time.as_secs_f64();
+        match (running, prompt_tokens) {
+            (0, 0) => {}
+            (_, 0) => {
+                average(&mut self.decode, time);
+                self.shared_steps = 0;
+            }
+            (0, tokens) => average(&mut self.prompt_token, time / tokens as f64),
+            (_, tokens) => {
+                let added = (time - self.decode.unwrap_or(0.0)).max(0.05 * time);
+                average(&mut self.prompt_token, added / tokens as f64);
+                self.shared_steps += 1;
+            }
+        }
+    }
+}
+
+fn average(mean: &mut Option<f64>, value: f64) {
+    *mean = Some(mean.map_or(value, |mean| mean + NEWEST * (value - mean)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_prompt_alone_gets_whole_chunks() {
+        assert_eq!(Pace::default().prompt_tokens(0), CHUNK);
+    }
+
+    #[test]
+    fn shared_steps_stay_within_the_stretch() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.prompt_tokens(1), 0, "the usual time comes first");
+        pace.measured(1, 0, 10 * MS);
+        assert_eq!(pace.prompt_tokens(1), PREFILL_MIN);
+        pace.measured(1, 8, 18 * MS);
+        assert_eq!(pace.prompt_tokens(1), 12, "1.2 × 10 ms at 1 ms a token");
+    }
+
+    #[test]
+    fn the_usual_time_is_measured_again() {
+        let mut pace = Pace::default();
+        pace.measured(1, 0, 10 * MS);
+        (0..REMEASURE).for_each(|_| pace.measured(1, 8, 18 * MS));
+        assert_eq!(pace.prompt_tokens(1), 0);
+        pace.measured(1, 0, 10 * MS);
+        assert!(pace.prompt_tokens(1) > 0);
+    }
+}

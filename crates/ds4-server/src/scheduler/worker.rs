@@ -1,0 +1,364 @@
+//! The scheduler's thread.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    },
+    time::{Duration, Instant},
+};
+
+use ds4_engine::{Backend, Engine, Logits, StepError};
+use ds4_model::tokenizer::Tokenizer;
+
+use super::{
+    Event, Failure, Load, Message, SchedulerLimits, SessionBytes, Submitted,
+    pace::Pace,
+    pool::Pool,
+    queue::Queue,
+    sequence::{Outbox, Outcome, Sequence},
+};
+use crate::metrics::Metrics;
+
+/// How long to sleep when every running request waits for its client.
+const NAP: Duration = Duration::from_millis(2);
+
+/// How often to look for clients that have gone while nothing runs.
+const IDLE: Duration = Duration::from_millis(200);
+
+/// Tokens of an answer to reserve memory for; most are shorter, and what is really used is
+/// looked at before every step.
+const USUAL_ANSWER: usize = 2048;
+
+pub(super) struct Worker<B: Backend> {
+    engine: Engine<B>,
+    tokenizer: Arc<Tokenizer>,
+    limits: SchedulerLimits,
+    session_bytes: SessionBytes,
+    metrics: Metrics,
+    load: Arc<Load>,
+    messages: Receiver<Message>,
+    queue: Queue,
+    pool: Pool<B>,
+    /// In the order in which they began.
+    running: Vec<Sequence<B>>,
+    /// Ended requests whose clients have not taken all yet.
+    leaving: Vec<Outbox>,
+    pace: Pace,
+    closing: Option<Instant>,
+}
+
+impl<B: Backend> Worker<B> {
+    pub(super) fn new(
+        engine: Engine<B>,
+        tokenizer: Arc<Tokenizer>,
+        limits: SchedulerLimits,
+        session_bytes: SessionBytes,
+        metrics: Metrics,
+        load: Arc<Load>,
+        messages: Receiver<Message>,
+    ) -> Self {
+        Worker {
+            engine,
+            tokenizer,
+            limits,
+            session_bytes,
+            metrics,
+            load,
+            messages,
+            queue: Queue::default(),
+            pool: Pool::new(),
+            running: Vec::new(),
+            leaving: Vec::new(),
+            pace: Pace::default(),
+            closing: None,
+        }
+    }
+
+    /// Works until closed, or until nobody can send requests any more.
+    pub(super) fn run(mut self) {
+        while self.receive() {
+            self.part_with_clients();
+            self.admit();
+            self.make_room();
+            if !self.step() && !self.running.is_empty() {
+                std::thread::sleep(NAP);
+            }
+        }
+    }
+
+    /// Takes in what was sent; waits if there is nothing else to do. False ends the thread.
+    fn receive(&mut self) -> bool {
+        loop {
+            let busy = !self.running.is_empty() || !self.leaving.is_empty() || self.queue.len() > 0;
+            if self.closing.is_some() && !busy {
+                return false;
+            }
+            let message = if busy {
+                match self.messages.try_recv() {
+                    Ok(message) => message,
+                    Err(TryRecvError::Empty) => return true,
+                    Err(TryRecvError::Disconnected) => {
+                        self.close(Instant::now());
+                        return true;
+                    }
+                }
+            } else {
+                self.publish_load();
+                match self.messages.recv_timeout(IDLE) {
+                    Ok(message) => message,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return false,
+                }
+            };
+            match message {
+                Message::Job(submitted) => self.queue.push(*submitted),
+                Message::Close(until) => self.close(until),
+            }
+        }
+    }
+
+    fn close(&mut self, until: Instant) {
+        self.closing = Some(self.closing.map_or(until, |earlier| earlier.min(until)));
+        for request in self.queue.remove(|_| true) {
+            self.refuse(request, Failure::ShuttingDown);
+        }
+    }
+
+    /// Ends requests whose clients are gone or too slow, or whose time is up.
+    fn part_with_clients(&mut self) {
+        let now = Instant::now();
+        let gone = |request: &Submitted| {
+            request.events.is_closed() || request.job.deadline.is_some_and(|at| at <= now)
+        };
+        for request in self.queue.remove(gone) {
+            self.refuse(request, Failure::Deadline);
+        }
+        let stall = self.limits.stall;
+        let stalled = |outbox: &Outbox| {
+            outbox.held_since().is_some_and(|since| now.duration_since(since) > stall)
+        };
+        let closing = self.closing.is_some_and(|until| until <= now);
+        for index in (0..self.running.len()).rev() {
+            let sequence = &mut self.running[index];
+            sequence.outbox.flush();
+            let failure = if sequence.outbox.is_closed() {
+                self.metrics.cancelled.inc();
+                self.end(index, None);
+                continue;
+            } else if stalled(&sequence.outbox) {
+                Failure::Stalled
+            } else if sequence.deadline.is_some_and(|at| at <= now) {
+                Failure::Deadline
+            } else if closing {
+                Failure::ShuttingDown
+            } else {
+                continue;
+            };
+            self.end(index, Some(Event::Failed(failure)));
+        }
+        self.leaving.retain_mut(|outbox| {
+            outbox.flush();
+            outbox.held_since().is_some() && !outbox.is_closed() && !stalled(outbox)
+        });
+    }
+
+    /// Begins waiting requests as long as there is a place and memory for them.
+    fn admit(&mut self) {
+        while self.running.len() < self.limits.running {
+            let Some(next) = self.queue.peek() else { break };
+            let tokens = next.job.prompt.len() + next.job.max_tokens.min(USUAL_ANSWER);
+            let needed = (self.session_bytes)(tokens);
+            let used: u64 = self.running.iter().map(|s| self.reserved_bytes(s)).sum();
+            if used + needed > self.limits.kv_bytes && !self.running.is_empty() {
+                break;
+            }
+            if let Some(request) = self.queue.pop() {
+                self.begin(request, used + needed);
+            }
+        }
+        self.publish_load();
+    }
+
+    /// Bytes that a running request may come to need soon.
+    fn reserved_bytes(&self, sequence: &Sequence<B>) -> u64 {
+        let tokens = sequence.live.session.len() + sequence.prompt_left() + USUAL_ANSWER;
+        (self.session_bytes)(tokens.min(self.limits.context))
+    }
+
+    fn begin(&mut self, request: Submitted, reserved: u64) {
+        self.load.waiting.fetch_sub(1, Ordering::Relaxed);
+        let idle = self.pool.bytes(&self.engine) as u64;
+        let room = idle + reserved <= self.limits.kv_bytes;
+        let running: Vec<_> = self.running.iter().map(|sequence| &sequence.live).collect();
+        let prompt = &request.job.prompt;
+        let start = self.pool.start(&self.engine, &self.tokenizer, prompt, &running, room);
+        match start {
+            Ok(start) => {
+                self.metrics.prompt(prompt.len(), start.covered, start.source);
+                self.metrics.queue_seconds.observe(request.since.elapsed().as_secs_f64());
+                let context = self.limits.context;
+                self.running.push(Sequence::new(request, start, context, &self.tokenizer));
+            }
+            Err(error) => {
+                let mut outbox = Outbox::new(request.events);
+                outbox.push(Event::Failed(Failure::Engine(error.to_string())));
+            }
+        }
+    }
+
+    /// Drops idle sessions, and if that is not enough the newest requests, until what is used
+    /// fits into memory.
+    fn make_room(&mut self) {
+        loop {
+            let running: usize = self.running.iter().map(|s| s.live.bytes(&self.engine)).sum();
+            let used = running + self.pool.bytes(&self.engine);
+            if used as u64 <= self.limits.kv_bytes {
+                break;
+            }
+            if self.pool.evict() {
+                self.metrics.evicted.inc();
+                continue;
+            }
+            if self.running.len() < 2 {
+                break;
+            }
+            let reason = "out of memory for KV state: use a shorter prompt or try again later";
+            let failure = Failure::Engine(reason.to_owned());
+            self.end(self.running.len() - 1, Some(Event::Failed(failure)));
+        }
+    }
+
+    /// One step of the engine; false if there was nothing to compute.
+    fn step(&mut self) -> bool {
+        let planned = self.plan();
+        if planned.indices.is_empty() {
+            return false;
+        }
+        let begun = Instant::now();
+        let mut work: Vec<_> = Vec::with_capacity(planned.indices.len());
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            if planned.indices.binary_search(&index).is_ok() {
+                work.push(sequence.work());
+            }
+        }
+        let result = self.engine.step(&mut work);
+        let time = begun.elapsed();
+        self.pace.measured(planned.answers, planned.prompt_tokens, time);
+        self.metrics.step(planned.answers, planned.prompt_tokens, time);
+        match result {
+            Ok(logits) => self.take_in(&planned.indices, &logits),
+            Err(error) => self.fail(&planned.indices, &error),
+        }
+        true
+    }
+
+    /// Every running answer, and slices of prompts: half of the time for the oldest, the rest
+    /// for the shortest, so that short ones need not wait for long ones nor long ones forever.
+    fn plan(&mut self) -> Plan {
+        let mut plan = Plan::default();
+        let mut prompts = Vec::new();
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            if sequence.outbox.held_since().is_some() {
+                continue;
+            }
+            if sequence.prompt_left() > 0 {
+                prompts.push(index);
+            } else {
+                sequence.plan_answer();
+                plan.answers += 1;
+                plan.indices.push(index);
+            }
+        }
+        let mut budget = self.pace.prompt_tokens(plan.answers);
+        if let [oldest, _, ..] = prompts[..] {
+            self.plan_prompt(oldest, budget / 2, &mut budget, &mut plan);
+            prompts.remove(0);
+        }
+        prompts.sort_by_key(|index| self.running[*index].prompt_left());
+        for index in prompts {
+            self.plan_prompt(index, budget, &mut budget, &mut plan);
+        }
+        plan.indices.sort_unstable();
+        plan
+    }
+
+    fn plan_prompt(&mut self, index: usize, share: usize, budget: &mut usize, plan: &mut Plan) {
+        let tokens = self.running[index].plan_prompt(share);
+        if tokens > 0 {
+            *budget -= tokens;
+            plan.prompt_tokens += tokens;
+            plan.indices.push(index);
+        }
+    }
+
+    fn take_in(&mut self, indices: &[usize], logits: &[Logits]) {
+        for (index, logits) in indices.iter().zip(logits).rev() {
+            let sequence = &mut self.running[*index];
+            match sequence.stepped(&self.engine, &self.tokenizer, logits.last()) {
+                Outcome::Running => {}
+                Outcome::Ended(event) => self.end(*index, Some(event)),
+            }
+        }
+    }
+
+    /// After a failed step its sessions are unusable.
+    fn fail(&mut self, indices: &[usize], error: &StepError) {
+        tracing::error!(%error, requests = indices.len(), "a step failed");
+        for index in indices.iter().rev() {
+            let mut sequence = self.running.remove(*index);
+            sequence.outbox.push(Event::Failed(Failure::Engine(error.to_string())));
+            self.leave(sequence.outbox);
+        }
+    }
+
+    /// Ends a running request and keeps its session.
+    fn end(&mut self, index: usize, event: Option<Event>) {
+        let mut sequence = self.running.remove(index);
+        if let Some(event) = event {
+            self.metrics.ended(&event, sequence.since.elapsed());
+            sequence.outbox.push(event);
+        }
+        self.note_duration(sequence.since.elapsed());
+        self.leave(sequence.outbox);
+        self.pool.keep(sequence.live);
+    }
+
+    fn leave(&mut self, outbox: Outbox) {
+        if outbox.held_since().is_some() {
+            self.leaving.push(outbox);
+        }
+    }
+
+    fn note_duration(&self, time: Duration) {
+        let (old, new) = (self.load.usual_millis.load(Ordering::Relaxed), time.as_millis() as usize);
+        let usual = if old == 0 { new } else { (old * 7 + new) / 8 };
+        self.load.usual_millis.store(usual, Ordering::Relaxed);
+    }
+
+    fn refuse(&mut self, request: Submitted, failure: Failure) {
+        self.load.waiting.fetch_sub(1, Ordering::Relaxed);
+        let mut outbox = Outbox::new(request.events);
+        outbox.push(Event::Failed(failure));
+    }
+
+    fn publish_load(&self) {
+        self.load.running.store(self.running.len(), Ordering::Relaxed);
+        self.metrics.sessions(
+            self.running.len(),
+            self.pool.len(),
+            self.queue.len(),
+            self.pool.bytes(&self.engine),
+        );
+    }
+}
+
+/// What a step computes.
+#[derive(Default)]
+struct Plan {
+    /// Running requests that take part, ascending.
+    indices: Vec<usize>,
+    answers: usize,
+    prompt_tokens: usize,
+}
