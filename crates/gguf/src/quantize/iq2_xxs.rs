@@ -211,24 +211,37 @@ impl Run {
     /// the combination's levels are the base-3 digits of its index.
     #[inline(always)]
     fn half_errors(&self, first: usize, scales: &Lanes, sums: &mut [Lanes; 128]) {
-        sums[0] = [0.0; LANES];
-        let mut len = 1;
-        for (u, w) in self.u[first..first + 4].iter().zip(&self.w[first..first + 4]) {
-            // Level 0 last: its sums replace those that the others build on.
-            for (level, magnitude) in MAGNITUDES.into_iter().enumerate().rev() {
-                let mut errors = [0.0; LANES];
+        let lower = self.pair_errors(first, scales);
+        let upper = self.pair_errors(first + 2, scales);
+        for (sums, upper) in sums.as_chunks_mut::<9>().0.iter_mut().zip(&upper) {
+            for (sum, lower) in sums.iter_mut().zip(&lower) {
+                for lane in 0..LANES {
+                    sum[lane] = lower[lane] + upper[lane];
+                }
+            }
+        }
+    }
+
+    /// Errors of all combinations of levels of two elements from `first` on.
+    #[inline(always)]
+    fn pair_errors(&self, first: usize, scales: &Lanes) -> [Lanes; 9] {
+        let mut errors = [[[0.0; LANES]; 3]; 2];
+        for (i, errors) in errors.iter_mut().enumerate() {
+            let (u, w) = (self.u[first + i], self.w[first + i]);
+            for (errors, magnitude) in errors.iter_mut().zip(MAGNITUDES) {
                 for lane in 0..LANES {
                     let y = scales[lane] * magnitude;
                     errors[lane] = w * y * (y - 2.0 * u);
                 }
-                for i in 0..len {
-                    for lane in 0..LANES {
-                        sums[level * len + i][lane] = sums[i][lane] + errors[lane];
-                    }
-                }
             }
-            len *= 3;
         }
+        let mut sums = [[0.0; LANES]; 9];
+        for (combination, sum) in sums.iter_mut().enumerate() {
+            for lane in 0..LANES {
+                sum[lane] = errors[0][combination % 3][lane] + errors[1][combination / 3][lane];
+            }
+        }
+        sums
     }
 
     #[inline(always)]
