@@ -6,7 +6,11 @@
 
 use gguf::IQ2_SIGNS;
 
-use super::{q8::Q8Block, vector::Vector};
+use super::{
+    q8::Q8Block,
+    tile::{self, Rows},
+    vector::Vector,
+};
 
 /// Elements of a superblock.
 pub(super) const SUPERBLOCK: usize = 256;
@@ -35,6 +39,19 @@ pub(super) trait Format<V: Vector> {
     /// # Safety
     /// Needs the instruction set, and `BYTES` readable bytes.
     unsafe fn unpack(p: *const u8) -> Unpacked<V>;
+
+    /// Unpacks the superblocks of the first [`Vector::LANES`] rows to the eight
+    /// groups of a tile at `tile`. The tile that is likely to follow lies `ahead`
+    /// bytes behind this one.
+    ///
+    /// # Safety
+    /// Needs the instruction set, `BYTES` readable bytes at each of the rows, and
+    /// room in the tile.
+    #[inline(always)]
+    unsafe fn unpack_tile(rows: &Rows, ahead: usize, tile: *mut u32) {
+        // SAFETY: as the caller promises.
+        unsafe { tile::unpack_by_rows::<V, Self>(rows, ahead, tile) }
+    }
 
     /// Which four elements of the superblock, counted in fours, 32-bit word `i`
     /// of [`Unpacked::quants`] has.

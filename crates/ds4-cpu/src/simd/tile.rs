@@ -7,6 +7,8 @@
 //! to all rows, so that every dot product of the tile with the panel grows in a
 //! register of its own.
 
+use std::mem::MaybeUninit;
+
 use ds4_model::weights::MatrixView;
 
 use super::{
@@ -16,7 +18,7 @@ use super::{
 };
 
 /// Quant words of a group, of each row.
-const WORDS: usize = 8;
+pub(super) const WORDS: usize = 8;
 
 /// Unpacked rows: one stream of registers, group after group. A group is eight
 /// registers of quants, one of scales, and one for each of the format's mins.
@@ -46,8 +48,24 @@ impl Tile {
 }
 
 /// Registers of a tile's group.
-const fn registers(mins: usize) -> usize {
+pub(super) const fn registers(mins: usize) -> usize {
     WORDS + 1 + mins
+}
+
+/// A superblock of each row of a tile; `LANES` is at most 16.
+pub(super) type Rows = [*const u8; 16];
+
+/// Hints that superblock `row` of the tile `ahead` bytes further on is read
+/// soon. A few at a time: many at once hold up the loads of this tile.
+///
+/// # Safety
+/// Needs the instruction set of `V`.
+#[inline(always)]
+pub(super) unsafe fn prefetch<V: Vector>(row: *const u8, ahead: usize, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: the caller has the instruction set.
+        unsafe { V::prefetch(row.wrapping_add(ahead + line)) };
+    }
 }
 
 /// Unpacks up to [`Vector::LANES`] rows, all of `w`, to `tile`.
@@ -59,61 +77,85 @@ pub(super) unsafe fn unpack<V: Vector, F: Format<V>>(w: MatrixView, tile: &mut T
     let row_bytes = w.row_bytes();
     let whole = row_bytes / F::BYTES;
     let superblocks = row_bytes.div_ceil(F::BYTES);
-    let stride = registers(F::MINS) * V::LANES;
-    let tile = tile.reserve(superblocks * GROUPS * stride);
-    // Scratch, row by row, and where columns of no use go; `LANES` is at most 16.
-    let mut quants = Aligned([[0; SUPERBLOCK]; 16]);
-    let mut factors = Aligned([[0.0; FACTORS]; 16]);
-    let mut unused = Aligned([0; 16]);
-    let mut last = [0u8; SUPERBLOCK * 2];
-
+    let size = GROUPS * registers(F::MINS) * V::LANES;
+    let tile = tile.reserve(superblocks * size);
+    // A last superblock that rows only begin, filled up with zeros.
+    let mut last;
     for b in 0..superblocks {
         // SAFETY: the caller has the instruction set; every superblock lies in
         // its row or in `last`, and the tile has room for all of them.
         unsafe {
-            for lane in 0..V::LANES {
+            let mut rows = [w.bytes.as_ptr(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
                 // Lanes without a row repeat the last one.
-                let p = w.bytes.as_ptr().add(lane.min(w.rows - 1) * row_bytes + b * F::BYTES);
-                // The tile that is likely to follow.
-                for line in (0..F::BYTES).step_by(64) {
-                    V::prefetch(p.wrapping_add(V::LANES * row_bytes + line));
-                }
-                let block = if b < whole {
-                    F::unpack(p)
-                } else {
-                    p.copy_to_nonoverlapping(last.as_mut_ptr(), row_bytes - b * F::BYTES);
-                    F::unpack(last.as_ptr())
-                };
-                for (i, &word) in block.quants.as_ref().iter().enumerate() {
-                    V::store_bytes(quants.0[lane].as_mut_ptr().add(i * 4 * V::LANES), word);
-                }
-                let factors = factors.0[lane].as_mut_ptr();
-                V::store_groups(factors, block.scales);
-                for i in 0..F::MINS {
-                    V::store_groups(factors.add((1 + i) * GROUPS), block.mins[i]);
+                *row = row.add(i.min(w.rows - 1) * row_bytes + b * F::BYTES);
+            }
+            if b == whole {
+                last = [[0u8; SUPERBLOCK * 2]; 16];
+                for (row, last) in rows.iter_mut().zip(&mut last) {
+                    let rest = row_bytes - b * F::BYTES;
+                    row.copy_to_nonoverlapping(last.as_mut_ptr(), rest);
+                    *row = last.as_ptr();
                 }
             }
+            F::unpack_tile(&rows, V::LANES * row_bytes, tile.add(b * size));
+        }
+    }
+}
 
-            let tile = tile.add(b * GROUPS * stride);
-            let mut targets = [tile; GROUPS * WORDS];
-            for (i, target) in targets.iter_mut().enumerate() {
-                let i = F::place(i);
-                *target = tile.add(i / WORDS * stride + i % WORDS * V::LANES);
+/// Unpacks one superblock of each row to `tile`: row by row to a scratch, which
+/// is then transposed.
+///
+/// # Safety
+/// Needs the instruction set of `V`; rows have [`Format::BYTES`] readable bytes,
+/// the tile room for eight groups.
+#[inline(always)]
+pub(super) unsafe fn unpack_by_rows<V: Vector, F: Format<V> + ?Sized>(
+    rows: &Rows,
+    ahead: usize,
+    tile: *mut u32,
+) {
+    let stride = registers(F::MINS) * V::LANES;
+    // Left as they are, for zeroing takes as long as a third of the rest; what
+    // is read has been written.
+    let mut scratch = MaybeUninit::<Scratch>::uninit();
+    // SAFETY: as the caller promises; `LANES` rows of the scratch are written
+    // and read.
+    unsafe {
+        let quants = (&raw mut (*scratch.as_mut_ptr()).quants).cast::<[u8; SUPERBLOCK]>();
+        let factors = (&raw mut (*scratch.as_mut_ptr()).factors).cast::<[f32; FACTORS]>();
+        for lane in 0..V::LANES {
+            prefetch::<V>(rows[lane], ahead, F::BYTES);
+            let block = F::unpack(rows[lane]);
+            for (i, &word) in block.quants.as_ref().iter().enumerate() {
+                V::store_bytes(quants.add(lane).cast::<u8>().add(i * 4 * V::LANES), word);
             }
-            for (i, targets) in targets.chunks_exact(V::LANES).enumerate() {
-                let source = quants.0.as_ptr().cast::<u8>().add(i * 4 * V::LANES);
-                V::transpose(source, SUPERBLOCK, targets);
+            // Scales and mins, and something to fill the last register.
+            let parts = [block.scales, block.mins[0], block.mins[1], block.scales];
+            for (i, part) in parts.into_iter().take(2 + F::MINS).enumerate() {
+                V::store_groups(factors.add(lane).cast::<f32>().add(i * GROUPS), part);
             }
-            let used = GROUPS * (1 + F::MINS);
-            let mut targets = [unused.0.as_mut_ptr(); FACTORS];
-            for (i, target) in targets[..used].iter_mut().enumerate() {
-                *target = tile.add(i % GROUPS * stride + (WORDS + i / GROUPS) * V::LANES);
-            }
-            for (i, targets) in targets.chunks_exact(V::LANES).enumerate() {
-                if i * V::LANES < used {
-                    let source = factors.0.as_ptr().cast::<u8>().add(i * 4 * V::LANES);
-                    V::transpose(source, FACTORS * 4, targets);
-                }
+        }
+
+        let mut targets = [tile; GROUPS * WORDS];
+        for (i, target) in targets.iter_mut().enumerate() {
+            let i = F::place(i);
+            *target = tile.add(i / WORDS * stride + i % WORDS * V::LANES);
+        }
+        let rows = rows_of(quants.cast(), SUPERBLOCK);
+        for (i, targets) in targets.chunks_exact(V::LANES).enumerate() {
+            V::transpose(&rows, i * 4 * V::LANES, targets);
+        }
+        let used = GROUPS * (1 + F::MINS);
+        let unused = (&raw mut (*scratch.as_mut_ptr()).unused).cast::<u32>();
+        let mut targets = [unused; FACTORS];
+        for (i, target) in targets[..used].iter_mut().enumerate() {
+            *target = tile.add(i % GROUPS * stride + (WORDS + i / GROUPS) * V::LANES);
+        }
+        let rows = rows_of(factors.cast(), FACTORS * 4);
+        for (i, targets) in targets.chunks_exact(V::LANES).enumerate() {
+            if i * V::LANES < used {
+                V::transpose(&rows, i * 4 * V::LANES, targets);
             }
         }
     }
@@ -122,8 +164,24 @@ pub(super) unsafe fn unpack<V: Vector, F: Format<V>>(w: MatrixView, tile: &mut T
 /// Room for a superblock's scales and mins, in whole registers.
 const FACTORS: usize = 4 * GROUPS;
 
+/// Rows of `size` bytes from `start` on.
+#[inline(always)]
+fn rows_of(start: *const u8, size: usize) -> Rows {
+    let mut rows = [start; 16];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = start.wrapping_add(i * size);
+    }
+    rows
+}
+
+/// Where rows meet on their way to a tile.
 #[repr(C, align(64))]
-struct Aligned<T>(T);
+struct Scratch {
+    quants: [[u8; SUPERBLOCK]; 16],
+    factors: [[f32; FACTORS]; 16],
+    /// For columns of no use.
+    unused: [u32; 16],
+}
 
 /// Multiplies a tile with a panel of `T` tokens; the dot products of token `t`
 /// with the tile's rows, [`Vector::LANES`] of them, go to `out + t·stride`.

@@ -6,6 +6,8 @@
 //! depends on the set stays outside: the operations here and the unpacking of
 //! blocks ([`super::formats::Format`]).
 
+use super::tile::Rows;
+
 /// One instruction set's registers and operations.
 ///
 /// # Safety
@@ -72,10 +74,10 @@ pub(super) trait Vector: Sized + 'static {
         weights: Self::Int,
         activations: Self::Int,
     ) -> Self::Int;
-    /// Transposes [`Vector::LANES`] rows of as many 32-bit words: word `j` of
-    /// the row at `source + i·stride` bytes becomes word `i` of the register at
-    /// `target(j)`.
-    unsafe fn transpose(source: *const u8, stride: usize, targets: &[*mut u32]);
+    /// Transposes [`Vector::LANES`] rows of as many 32-bit words: word `j` at
+    /// `offset` bytes behind `rows[i]` becomes word `i` of the register at
+    /// `targets[j]`.
+    unsafe fn transpose(rows: &Rows, offset: usize, targets: &[*mut u32]);
 
     unsafe fn load_groups(p: *const f32) -> Self::Groups;
     unsafe fn store_groups(p: *mut f32, v: Self::Groups);

@@ -6,7 +6,7 @@ pub(super) use formats::{IQ2_BIAS, MXFP4_BIAS};
 
 use std::arch::x86_64::*;
 
-use super::{kernels::define_kernels, vector::operations};
+use super::{kernels::define_kernels, tile::Rows, vector::operations};
 
 /// 256-bit registers.
 pub(super) struct Avx2;
@@ -92,8 +92,8 @@ impl Vector for Avx2 {
             };
             _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         };
-        fn transpose(source: *const u8, stride: usize, targets: &[*mut u32]) =
-            transpose(source, stride, targets);
+        fn transpose(rows: &Rows, offset: usize, targets: &[*mut u32]) =
+            transpose(rows, offset, targets);
 
         fn load_groups(p: *const f32) -> __m256 = _mm256_loadu_ps(p);
         fn store_groups(p: *mut f32, v: __m256) = _mm256_storeu_ps(p, v);
@@ -109,13 +109,14 @@ impl Vector for Avx2 {
 
 /// [`Vector::transpose`] of 8 × 8 words.
 #[inline(always)]
-unsafe fn transpose(source: *const u8, stride: usize, targets: &[*mut u32]) {
+unsafe fn transpose(rows: &Rows, offset: usize, targets: &[*mut u32]) {
     let targets = &targets[..8];
     // SAFETY: the caller has AVX2 and valid pointers.
     unsafe {
+        let sources = rows;
         let mut rows = [_mm256_setzero_si256(); 8];
-        for (i, row) in rows.iter_mut().enumerate() {
-            *row = _mm256_loadu_si256(source.add(i * stride).cast());
+        for (row, source) in rows.iter_mut().zip(sources) {
+            *row = _mm256_loadu_si256(source.add(offset).cast());
         }
         // Pairs of rows, then of pairs, then the two halves: after the first
         // two steps `quads[c]` has words c and c + 4 of rows 0–3 in its

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use gguf::IQ2_XXS_GRID;
 
-use super::{Avx512, join};
+use super::{Avx512, join, tiles};
 use crate::simd::{
     avx2::{Avx2, IQ2_BIAS, MXFP4_BIAS},
     formats::{
@@ -12,6 +12,7 @@ use crate::simd::{
         q4_k_scales_and_mins,
     },
     q8::Q8Block,
+    tile::Rows,
 };
 
 impl Format<Avx512> for Q8_0 {
@@ -87,6 +88,12 @@ impl Format<Avx512> for Q2K {
     }
 
     #[inline(always)]
+    unsafe fn unpack_tile(rows: &Rows, ahead: usize, tile: *mut u32) {
+        // SAFETY: as the caller promises.
+        unsafe { tiles::unpack_q2_k(rows, ahead, tile) }
+    }
+
+    #[inline(always)]
     fn place(i: usize) -> usize {
         place_by_octets(i)
     }
@@ -154,32 +161,15 @@ impl Format<Avx512> for Iq2Xxs {
             // signs in its four lower bytes.
             let order = by_group(|g| words_from_bytes([0, 1, 2, 3].map(|l| g % 2 * 8 + l)));
             let codes = level_codes(_mm512_shuffle_epi8(pairs, order));
-            let codes_of_signs = _mm512_multishift_epi64_epi8(
-                _mm512_set1_epi64(0x352e_2720_352e_2720), // bits 32, 39, 46, 53
-                pairs,
-            );
-            // Seven bits stay, their parity becomes the eighth.
-            let parity = _mm512_set1_epi64(0x0102_0408_1020_407f);
-            let signs = _mm512_gf2p8affine_epi64_epi8::<0>(codes_of_signs, parity);
-
+            // The seven-bit codes are in bits 32 to 59.
+            let signs = sign_bytes(_mm512_multishift_epi64_epi8(fields(32, 7), pairs));
             let mut quants = [_mm512_setzero_si512(); 4];
             for (i, quants) in quants.iter_mut().enumerate() {
-                // Level in bits 0–1 and sign in bit 2 of each byte; the table
-                // ignores what is above.
-                let at = |bit: i64| _mm512_set1_epi64(bit * 0x0101_0101_0101_0101);
                 let i = i as i64;
-                let steps = |step: i64, start: i64| {
-                    let bytes: [i64; 8] = std::array::from_fn(|e| (start + step * e as i64) & 63);
-                    bytes.iter().rev().fold(0, |word, byte| word << 8 | byte)
-                };
-                let levels =
-                    _mm512_multishift_epi64_epi8(_mm512_set1_epi64(steps(2, 16 * i)), codes);
-                let signs =
-                    _mm512_multishift_epi64_epi8(_mm512_set1_epi64(steps(1, 8 * i - 2)), signs);
-                // Bit by bit: where the first is set the second, else the third.
-                let index = _mm512_ternarylogic_epi64::<0xca>(at(4), signs, levels);
-                let table = _mm512_loadu_si512(SIGNED_LEVELS.0.as_ptr().cast());
-                *quants = _mm512_permutexvar_epi8(index, table);
+                *quants = signed_levels(
+                    _mm512_multishift_epi64_epi8(fields(16 * i, 2), codes),
+                    _mm512_multishift_epi64_epi8(fields(8 * i - 2, 1), signs),
+                );
             }
 
             let factors = _mm512_cvtepi64_epi32(_mm512_srli_epi64::<60>(pairs));
@@ -188,6 +178,12 @@ impl Format<Avx512> for Iq2Xxs {
             let scales = _mm256_mul_ps(_mm256_cvtepi32_ps(factors), _mm256_set1_ps(d));
             Unpacked { quants, scales, mins: [scales; 2] }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack_tile(rows: &Rows, ahead: usize, tile: *mut u32) {
+        // SAFETY: as the caller promises.
+        unsafe { tiles::unpack_iq2_xxs(rows, ahead, tile) }
     }
 
     #[inline(always)]
@@ -202,9 +198,40 @@ impl Format<Avx512> for Iq2Xxs {
     }
 }
 
+/// Offsets of eight bit fields, the first at `start`, each `step` after the
+/// other, for every 64-bit word. They wrap around the word.
+#[inline(always)]
+unsafe fn fields(start: i64, step: i64) -> __m512i {
+    // SAFETY: the caller has AVX-512.
+    unsafe {
+        _mm512_set1_epi64((0..8).rev().fold(0, |word, i| word << 8 | (start + step * i) & 63))
+    }
+}
+
+/// Seven-bit sign codes, one per byte, to sign bytes: bit 7 is the parity of the
+/// others.
+#[inline(always)]
+pub(super) unsafe fn sign_bytes(codes: __m512i) -> __m512i {
+    // SAFETY: the caller has AVX-512 with GFNI.
+    unsafe { _mm512_gf2p8affine_epi64_epi8::<0>(codes, _mm512_set1_epi64(0x0102_0408_1020_407f)) }
+}
+
+/// Biased quants of levels (bits 0–1 of each byte) with signs (bit 2 of each);
+/// other bits don't matter.
+#[inline(always)]
+pub(super) unsafe fn signed_levels(levels: __m512i, signs: __m512i) -> __m512i {
+    // SAFETY: the caller has AVX-512 with VBMI.
+    unsafe {
+        // Bit by bit: where the first is set the second, else the third.
+        let index = _mm512_ternarylogic_epi64::<0xca>(_mm512_set1_epi8(4), signs, levels);
+        // The permutation looks at six bits.
+        _mm512_permutexvar_epi8(index, _mm512_loadu_si512(SIGNED_LEVELS.0.as_ptr().cast()))
+    }
+}
+
 /// The level codes (eight levels of two bits) of 32 grid indices.
 #[inline(always)]
-unsafe fn level_codes(indices: __m512i) -> __m512i {
+pub(super) unsafe fn level_codes(indices: __m512i) -> __m512i {
     // SAFETY: the caller has AVX-512; the table has eight registers.
     unsafe {
         let table = |i: usize| _mm512_loadu_si512(LEVEL_CODES.0.as_ptr().add(32 * i).cast());

@@ -1,10 +1,11 @@
 //! AVX-512 as Ice Lake and Zen 4 have it: with VNNI, VBMI and GFNI.
 
 mod formats;
+mod tiles;
 
 use std::arch::x86_64::*;
 
-use super::{avx2::Avx2, kernels::define_kernels, vector::operations};
+use super::{avx2::Avx2, kernels::define_kernels, tile::Rows, vector::operations};
 
 /// 512-bit registers.
 pub(super) struct Avx512;
@@ -70,8 +71,8 @@ impl Vector for Avx512 {
             _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v));
         fn dot(_wide: bool, sums: __m512i, weights: __m512i, activations: __m512i) -> __m512i =
             _mm512_dpbusd_epi32(sums, weights, activations);
-        fn transpose(source: *const u8, stride: usize, targets: &[*mut u32]) =
-            transpose(source, stride, targets);
+        fn transpose(rows: &Rows, offset: usize, targets: &[*mut u32]) =
+            transpose(rows, offset, targets);
 
         fn load_groups(p: *const f32) -> __m256 = _mm256_loadu_ps(p);
         fn store_groups(p: *mut f32, v: __m256) = _mm256_storeu_ps(p, v);
@@ -97,33 +98,43 @@ unsafe fn join(low: __m256i, high: __m256i) -> __m512i {
 
 /// [`Vector::transpose`] of 16 × 16 words.
 #[inline(always)]
-unsafe fn transpose(source: *const u8, stride: usize, targets: &[*mut u32]) {
+unsafe fn transpose(rows: &Rows, offset: usize, targets: &[*mut u32]) {
     let targets = &targets[..16];
     // SAFETY: the caller has AVX-512 and valid pointers.
     unsafe {
-        for c in 0..4 {
-            // Four words each of rows r, 4 + r, 8 + r and 12 + r; transposing
-            // four of these by quarters leaves rows in order.
-            let mut quads = [_mm512_setzero_si512(); 4];
-            for (r, quad) in quads.iter_mut().enumerate() {
-                let piece = |row: usize| {
-                    _mm512_broadcast_i32x4(_mm_loadu_si128(
-                        source.add(row * stride + 16 * c).cast(),
-                    ))
-                };
-                let low = _mm512_mask_blend_epi32(0x00f0, piece(r), piece(4 + r));
-                let high = _mm512_mask_blend_epi32(0xf000, piece(8 + r), piece(12 + r));
-                *quad = _mm512_mask_blend_epi32(0xff00, low, high);
+        for (c, targets) in targets.chunks_exact(4).enumerate() {
+            let columns = transpose_four(rows, offset + 16 * c);
+            for (&target, column) in targets.iter().zip(columns) {
+                _mm512_storeu_si512(target.cast(), column);
             }
-            let [p, q, r, s] = quads;
-            let a = _mm512_unpacklo_epi32(p, q);
-            let b = _mm512_unpackhi_epi32(p, q);
-            let c2 = _mm512_unpacklo_epi32(r, s);
-            let d = _mm512_unpackhi_epi32(r, s);
-            _mm512_storeu_si512(targets[4 * c].cast(), _mm512_unpacklo_epi64(a, c2));
-            _mm512_storeu_si512(targets[4 * c + 1].cast(), _mm512_unpackhi_epi64(a, c2));
-            _mm512_storeu_si512(targets[4 * c + 2].cast(), _mm512_unpacklo_epi64(b, d));
-            _mm512_storeu_si512(targets[4 * c + 3].cast(), _mm512_unpackhi_epi64(b, d));
         }
+    }
+}
+
+/// Transposes 16 rows of four words at `offset`.
+#[inline(always)]
+unsafe fn transpose_four(rows: &Rows, offset: usize) -> [__m512i; 4] {
+    // SAFETY: the caller has AVX-512 and valid pointers.
+    unsafe {
+        // The words of rows r, 4 + r, 8 + r and 12 + r; transposing four of
+        // these by quarters leaves rows in order.
+        let mut quads = [_mm512_setzero_si512(); 4];
+        for (r, quad) in quads.iter_mut().enumerate() {
+            let piece =
+                |row: usize| _mm512_broadcast_i32x4(_mm_loadu_si128(rows[row].add(offset).cast()));
+            let low = _mm512_mask_blend_epi32(0x00f0, piece(r), piece(4 + r));
+            let high = _mm512_mask_blend_epi32(0xf000, piece(8 + r), piece(12 + r));
+            *quad = _mm512_mask_blend_epi32(0xff00, low, high);
+        }
+        let low =
+            [_mm512_unpacklo_epi32(quads[0], quads[1]), _mm512_unpacklo_epi32(quads[2], quads[3])];
+        let high =
+            [_mm512_unpackhi_epi32(quads[0], quads[1]), _mm512_unpackhi_epi32(quads[2], quads[3])];
+        [
+            _mm512_unpacklo_epi64(low[0], low[1]),
+            _mm512_unpackhi_epi64(low[0], low[1]),
+            _mm512_unpacklo_epi64(high[0], high[1]),
+            _mm512_unpackhi_epi64(high[0], high[1]),
+        ]
     }
 }

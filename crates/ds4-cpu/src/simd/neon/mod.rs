@@ -4,7 +4,7 @@ mod formats;
 
 use std::arch::{aarch64::*, asm};
 
-use super::{kernels::define_kernels, vector::operations};
+use super::{kernels::define_kernels, tile::Rows, vector::operations};
 
 /// 128-bit registers.
 pub(super) struct Neon;
@@ -79,8 +79,8 @@ impl Vector for Neon {
             );
             sums
         };
-        fn transpose(source: *const u8, stride: usize, targets: &[*mut u32]) = {
-            let row = |i: usize| vreinterpretq_u32_u8(vld1q_u8(source.add(i * stride)));
+        fn transpose(rows: &Rows, offset: usize, targets: &[*mut u32]) = {
+            let row = |i: usize| vreinterpretq_u32_u8(vld1q_u8(rows[i].add(offset)));
             let low = vzip1q_u32(row(0), row(2));
             let high = vzip2q_u32(row(0), row(2));
             let low2 = vzip1q_u32(row(1), row(3));
