@@ -19,7 +19,7 @@ const Q2_K: Format = Format { max_level: 3.0, max_scale: 15.0, spread: 1.0 };
 const Q4_K: Format = Format { max_level: 15.0, max_scale: 63.0, spread: 2.0 };
 
 /// Times that the steps are refitted after the first fit. Each round takes a
-/// little off the error (0.4 %, then 0.1 %) and costs a tenth of the speed.
+/// little off the error (0.4 %, then 0.1 %) and costs a seventh of the speed.
 const ROUNDS: usize = 2;
 
 #[inline(always)]
