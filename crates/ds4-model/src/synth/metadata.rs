@@ -13,13 +13,26 @@ use crate::{
 
 /// All keys, in the order in which they are written.
 pub(super) fn of(config: &Config, recipe: Recipe) -> Result<Vec<(String, Value)>> {
-    let mut keys = shape(config);
+    let mut keys = shape(config, hash_layers(config)?);
     keys.push(("general.file_type".into(), recipe.file_type().into()));
     keys.extend(tokenizer(config.vocab)?);
     Ok(keys)
 }
 
-fn shape(c: &Config) -> Vec<(String, Value)> {
+/// Layers that choose experts by token id: a file can only say how many come first.
+fn hash_layers(config: &Config) -> Result<usize> {
+    let first = config.layers.iter().take_while(|layer| layer.hash_routed).count();
+    match config.layers[first..].iter().position(|layer| layer.hash_routed) {
+        Some(offset) => {
+            let layer = first + offset;
+            let what = format!("layer {layer} routed by token id after layers routed by score");
+            Err(Error::Unmakeable { what })
+        }
+        None => Ok(first),
+    }
+}
+
+fn shape(c: &Config, hash_layers: usize) -> Vec<(String, Value)> {
     let mut keys = vec![
         ("general.architecture".to_owned(), Value::from(ARCHITECTURE)),
         ("general.name".to_owned(), "synthetic".into()),
@@ -60,7 +73,7 @@ fn shape(c: &Config) -> Vec<(String, Value)> {
     add("expert_gating_func", count(GATING_SQRT_SOFTPLUS));
     add("expert_weights_scale", c.routed_scale.into());
     add("expert_weights_norm", true.into());
-    add("hash_layer_count", count(c.layers.iter().filter(|l| l.hash_routed).count()));
+    add("hash_layer_count", count(hash_layers));
     let clamps = |clamp: fn(&crate::config::LayerConfig) -> f32| {
         Value::Array(Array::F32(c.layers.iter().map(clamp).collect()))
     };

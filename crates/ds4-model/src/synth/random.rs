@@ -2,6 +2,11 @@
 //!
 //! The generator is counter-based: word `i` of a tensor follows from the seed,
 //! the tensor's name and `i` alone, so any part can be made anywhere, in any order.
+//!
+//! Matrices have a standard deviation of 1/√columns, so that an input of unit size gives an
+//! output of unit size and activations stay finite through any number of layers. Nothing is
+//! the same everywhere, not even the scales of blocks, so that a program that takes a number
+//! from the wrong place computes something else.
 
 use gguf::{TensorSpec, TensorType, dequantize_row};
 use half::{bf16, f16};
@@ -21,34 +26,38 @@ pub(super) struct Generator {
 
 /// What a tensor holds.
 enum Content {
-    /// The same number everywhere.
-    Constant(f32),
-    /// Numbers spread evenly around 0, in a float type.
-    Uniform { largest: f32 },
+    /// Numbers spread evenly from `middle − reach` to `middle + reach`, in a float type.
+    Uniform { middle: f32, reach: f32 },
     /// Random blocks with these scales.
     Blocks(Scales),
     /// Rows of distinct expert ids.
     ExpertIds { experts: u64, used: usize },
 }
 
-/// Bytes that every block gets at a place of its own, so that its numbers have the wanted spread.
+/// What blocks get as their scales, so that their numbers have the wanted spread.
 struct Scales {
+    /// Where in a block they stand.
     at: usize,
-    bytes: Vec<u8>,
+    /// How many bytes of a choice count.
+    size: usize,
+    /// One of these for each block, as the random byte that stands there says.
+    choices: Vec<[u8; 4]>,
 }
+
+/// A power of two.
+const CHOICES: usize = 64;
 
 impl Generator {
     pub fn new(config: &Config, expected: &ExpectedTensor, spec: &TensorSpec, seed: u64) -> Self {
         let elements = spec.dims.iter().product::<u64>() as usize;
-        let spread = spread(expected);
+        let (middle, spread) = distribution(expected);
         let content = match spec.ty {
             TensorType::I32 => {
                 Content::ExpertIds { experts: config.experts as u64, used: config.experts_used }
             }
-            _ if is_constant(expected) => Content::Constant(1.0),
-            // The standard deviation of evenly spread numbers is their largest over √3.
+            // The standard deviation of evenly spread numbers is their reach over √3.
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
-                Content::Uniform { largest: spread * 3f32.sqrt() }
+                Content::Uniform { middle, reach: spread * 3f32.sqrt() }
             }
             ty => Content::Blocks(Scales::new(ty, spread)),
         };
@@ -64,13 +73,11 @@ impl Generator {
     /// Fills `out` with the tensor's bytes from `start` on, a multiple of 8 and of the block size.
     pub fn fill(&self, start: usize, out: &mut [u8]) {
         match &self.content {
-            Content::Constant(value) => {
-                self.write_floats(out, std::iter::repeat(*value));
-            }
-            Content::Uniform { largest } => {
+            Content::Uniform { middle, reach } => {
                 let first = start / self.ty.block_bytes();
-                let step = 2.0 * largest / 65535.0;
-                let value = |i| (self.word(i as u64) >> 48) as f32 * step - largest;
+                let step = 2.0 * reach / 65535.0;
+                let lowest = middle - reach;
+                let value = |i| (self.word(i as u64) >> 48) as f32 * step + lowest;
                 self.write_floats(out, (first..).map(value));
             }
             Content::Blocks(scales) => {
@@ -79,7 +86,9 @@ impl Generator {
                     bytes.copy_from_slice(&word[..bytes.len()]);
                 }
                 for block in out.chunks_exact_mut(self.ty.block_bytes()) {
-                    block[scales.at..][..scales.bytes.len()].copy_from_slice(&scales.bytes);
+                    let place = &mut block[scales.at..][..scales.size];
+                    let choice = &scales.choices[usize::from(place[0]) % CHOICES];
+                    place.copy_from_slice(&choice[..scales.size]);
                 }
             }
             Content::ExpertIds { experts, used } => {
@@ -137,47 +146,54 @@ impl Scales {
     }
 
     fn stretched(ty: TensorType, d: f32) -> Self {
-        let half = |x: f32| f16::from_f32(x).to_le_bytes();
-        let (at, bytes) = match ty {
-            // A power of two, as an exponent.
-            TensorType::MXFP4 => (0, vec![(d.log2().round() + 128.0) as u8]),
-            // With these mins a block's mean is 0.
-            TensorType::Q2_K => (80, [half(d), half(1.5 * d)].concat()),
-            TensorType::Q4_K => (0, [half(d), half(7.5 * d)].concat()),
-            _ => (0, half(d).to_vec()),
+        if ty == TensorType::MXFP4 {
+            return Scales::powers_of_two(d);
+        }
+        // With these mins a block's mean is 0.
+        let (at, min) = match ty {
+            TensorType::Q2_K => (80, Some(1.5)),
+            TensorType::Q4_K => (0, Some(7.5)),
+            _ => (0, None),
         };
-        Scales { at, bytes }
+        let half = |x: f32| f16::from_f32(x).to_le_bytes();
+        let choice = |i: usize| {
+            let d = d * (0.75 + 0.5 * i as f32 / CHOICES as f32);
+            let ([a, b], [c, e]) = (half(d), half(d * min.unwrap_or(0.0)));
+            [a, b, c, e]
+        };
+        let size = if min.is_some() { 4 } else { 2 };
+        Scales { at, size, choices: (0..CHOICES).map(choice).collect() }
+    }
+
+    /// The two powers of two around `d`, as exponents, in the proportion that gives the mean square of `d`.
+    fn powers_of_two(d: f32) -> Self {
+        let lower = d.log2().floor();
+        let share = (4f32.powf(d.log2() - lower) - 1.0) / 3.0;
+        let choice = |i: usize| {
+            let doubled = (i as f32) < share * CHOICES as f32;
+            [(lower + 128.0) as u8 + u8::from(doubled), 0, 0, 0]
+        };
+        Scales { at: 0, size: 1, choices: (0..CHOICES).map(choice).collect() }
     }
 }
 
-/// Standard deviation of a tensor's numbers. Matrices keep the scale of their input; embeddings
-/// and offsets are of the order of 1; logits are spread enough for a clear best token.
-fn spread(expected: &ExpectedTensor) -> f32 {
-    let keep = (expected.dims[0] as f32).sqrt().recip();
-    match expected.binding.role {
-        Role::Embedding => 1.0,
-        Role::Output => 3.0 * keep,
-        Role::PositionBias | Role::Vector => 0.5,
-        _ => keep,
-    }
-}
-
-/// Norms and factors are 1.
-fn is_constant(expected: &ExpectedTensor) -> bool {
+/// Mean and standard deviation of a tensor's numbers. Matrices keep the scale of their input, and
+/// norms nearly do; embeddings and offsets are of the order of 1; logits are spread enough for
+/// a clear best token. Router biases only tip the balance, so that every expert gets tokens.
+fn distribution(expected: &ExpectedTensor) -> (f32, f32) {
     use Slot::*;
-    matches!(
-        expected.binding.slot,
-        OutputNorm
-            | AttnNorm
-            | QANorm
-            | KvNorm
-            | CompressorNorm
-            | IndexerNorm
-            | FfnNorm
-            | OutputHcScale
-            | AttnHcScale
-            | FfnHcScale
-    )
+    let keep = (expected.dims[0] as f32).sqrt().recip();
+    match expected.binding.slot {
+        OutputNorm | AttnNorm | QANorm | KvNorm | CompressorNorm | IndexerNorm | FfnNorm
+        | OutputHcScale | AttnHcScale | FfnHcScale => (1.0, 0.25),
+        TokenEmbedding => (0.0, 1.0),
+        Output => (0.0, 3.0 * keep),
+        RouterBias => (0.0, 0.1),
+        _ => match expected.binding.role {
+            Role::PositionBias | Role::Vector => (0.0, 0.5),
+            _ => (0.0, keep),
+        },
+    }
 }
 
 /// FNV-1a.

@@ -1,6 +1,7 @@
 //! One row per way in which a well-formed file is not a model that runs.
 
-use gguf::{Array, TensorType, Value};
+use ds4_model::Model;
+use gguf::{Array, GgufFile, TensorType, Value};
 
 use crate::draft::Draft;
 
@@ -18,6 +19,74 @@ fn each_bad_model_is_refused_with_one_clear_line() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Every tensor of the table is bound, and to the shape that the table gives it.
+#[test]
+fn each_tensor_is_needed_and_measured() {
+    let whole = Draft::tiny();
+    for (spec, _) in &whole.tensors {
+        let error = |spoil: &dyn Fn(&mut Draft)| {
+            let mut draft = Draft::tiny();
+            spoil(&mut draft);
+            draft.load().err().unwrap_or_else(|| panic!("{}: no error", spec.name))
+        };
+        let missing = error(&|draft| draft.remove_tensor(&spec.name));
+        assert!(missing.contains(&format!("missing tensor {}", spec.name)), "{missing}");
+
+        let mut dims = spec.dims.clone();
+        *dims.last_mut().unwrap() *= 2;
+        let doubled = error(&|draft| draft.reshape(&spec.name, &dims, spec.ty));
+        let expected =
+            format!("model.gguf: tensor {}: shape {dims:?}, expected {:?}", spec.name, spec.dims);
+        assert_eq!(doubled, expected);
+    }
+}
+
+/// Every key is needed, but for those that have a fallback or are only shown to people.
+#[test]
+fn each_key_is_needed() {
+    const OPTIONAL: &[&str] = &[
+        "deepseek4.vocab_size",
+        "deepseek4.rope.scaling.yarn_beta_fast",
+        "deepseek4.rope.scaling.yarn_beta_slow",
+        "deepseek4.expert_gating_func",
+        "deepseek4.swiglu_clamp_shexp",
+    ];
+    let whole = Draft::tiny();
+    let keys = whole.metadata.iter().map(|(key, _)| key.as_str());
+    for key in keys.filter(|key| key.starts_with("deepseek4.")) {
+        let mut draft = Draft::tiny();
+        draft.remove(key);
+        let error = draft.load().err().unwrap_or_default();
+        let expected = match OPTIONAL.contains(&key) {
+            true => String::new(),
+            false => format!("model.gguf: missing key {key}"),
+        };
+        assert_eq!(error, expected, "{key}");
+    }
+}
+
+/// Damaged headers give an error or a model, never a panic.
+#[test]
+fn no_damage_to_the_header_panics() {
+    let whole = Draft::tiny().bytes();
+    let header = GgufFile::from_vec("whole", whole.clone()).unwrap();
+    let header = header.tensors().iter().map(|tensor| tensor.range.start).min().unwrap();
+    let mut state = 1u64;
+    let mut random = |limit: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as usize % limit
+    };
+    let mut refused = 0;
+    for _ in 0..500 {
+        let mut damaged = whole.clone();
+        damaged[random(header)] ^= 1 << random(8);
+        let file = GgufFile::from_vec("damaged", damaged);
+        refused += usize::from(!file.is_ok_and(|file| Model::from_gguf(file).is_ok()));
+    }
+    // Much of the header is text that may be anything.
+    assert!((50..500).contains(&refused), "{refused}");
 }
 
 const METADATA: &[(&str, Spoil)] = &[
@@ -81,6 +150,24 @@ const METADATA: &[(&str, Spoil)] = &[
     ("deepseek4.expert_weights_norm: found false, expected true", |d| {
         d.set("deepseek4.expert_weights_norm", false);
     }),
+    ("deepseek4.expert_shared_count: found 2, expected 1", |d| {
+        d.set("deepseek4.expert_shared_count", 2u32);
+    }),
+    ("deepseek4.expert_group_used_count: found 4, expected 0", |d| {
+        d.set("deepseek4.expert_group_used_count", 4u32);
+    }),
+    ("deepseek4.context_length: found 0, expected 1 to 2147483648", |d| {
+        d.set("deepseek4.context_length", 0u32);
+    }),
+    ("deepseek4.hyper_connection.epsilon: found inf, expected a finite number above 0", |d| {
+        d.set("deepseek4.hyper_connection.epsilon", f32::INFINITY);
+    }),
+    (
+        "deepseek4.attention.compress_rope_freq_base: found 1, expected a finite number above 1",
+        |d| {
+            d.set("deepseek4.attention.compress_rope_freq_base", 1f32);
+        },
+    ),
     ("deepseek4.rope.scaling.type: found linear, expected yarn", |d| {
         d.set("deepseek4.rope.scaling.type", "linear");
     }),
@@ -171,6 +258,10 @@ const TENSORS: &[(&str, Spoil)] = &[
         for (spec, _) in &mut d.tensors {
             spec.name = spec.name.replace("blk.3.", "mtp.0.");
         }
+    }),
+    ("holds only a draft (MTP) block: open the main model's file instead", |d| {
+        d.tensors.retain(|(spec, _)| !spec.name.starts_with("blk.") || spec.name.contains("blk.3"));
+        d.add_tensor("blk.3.nextn.eh_proj.weight", &[512, 256], TensorType::Q8_0);
     }),
 ];
 

@@ -1,5 +1,7 @@
 //! A synthetic model as metadata and tensors that a test can change before it is written.
 
+use std::sync::OnceLock;
+
 use ds4_model::{
     Model,
     config::Config,
@@ -7,6 +9,7 @@ use ds4_model::{
 };
 use gguf::{FileLayout, GgufFile, TensorSpec, TensorType, Value, Writer};
 
+#[derive(Clone)]
 pub struct Draft {
     pub metadata: Vec<(String, Value)>,
     pub tensors: Vec<(TensorSpec, Vec<u8>)>,
@@ -27,7 +30,8 @@ impl Draft {
 
     /// The 2-bit tiny model.
     pub fn tiny() -> Self {
-        Draft::new(&synth::tiny(), Recipe::Q2)
+        static TINY: OnceLock<Draft> = OnceLock::new();
+        TINY.get_or_init(|| Draft::new(&synth::tiny(), Recipe::Q2)).clone()
     }
 
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
