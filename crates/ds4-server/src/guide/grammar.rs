@@ -194,12 +194,12 @@ pub(super) fn next(matcher: &mut Matcher, greedy: bool) -> Result<Next, String> 
 
 /// The tokens that a matcher allows next.
 pub(super) fn mask(matcher: &mut Matcher) -> Result<SimpleVob, String> {
-    matcher.compute_mask().map_err(|error| error.to_string())
+    matcher.compute_mask().map_err(|error| told(error).0)
 }
 
 /// Takes in a token; true if nothing can follow.
 pub(super) fn consume(matcher: &mut Matcher, token: TokenId) -> Result<bool, String> {
-    matcher.consume_token(token).map_err(|error| error.to_string())?;
+    matcher.consume_token(token).map_err(|error| told(error).0)?;
     Ok(matcher.is_stopped())
 }
 

@@ -138,8 +138,8 @@ impl<B: Backend> Sequence<B> {
             Next::Any => self.sampler.sample(logits),
             Next::Among { mask, greedy } => {
                 self.masked.clear();
-                self.masked.extend_from_slice(logits);
-                mask.apply_to(&mut self.masked);
+                self.masked.resize(logits.len(), f32::NEG_INFINITY);
+                mask.iter_set_entries(|token| self.masked[token] = logits[token]);
                 if greedy { sampling::argmax(&self.masked) } else { self.sampler.sample(&self.masked) }
             }
         };

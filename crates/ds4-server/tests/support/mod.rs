@@ -1,0 +1,121 @@
+//! Servers for tests, and a client that shows what goes over the wire.
+
+#![allow(dead_code, reason = "each test program uses a part")]
+
+pub mod client;
+pub mod scripted;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use ds4_cpu::{CpuBackend, Kernels};
+use ds4_engine::{Backend, Engine, rows::CacheRounding};
+use ds4_model::{Model, profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
+use ds4_server::{HttpLimits, Monitor, SchedulerLimits, Server, ServerConfig};
+use gguf::GgufFile;
+use scripted::{Scripted, Timing};
+use tokio::sync::oneshot;
+
+static TINY: &[u8] = include_bytes!("../../../../models/tiny/tiny-b-q2.gguf");
+
+/// The small model, whose weights are random.
+pub fn model() -> Arc<Model> {
+    static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
+    let load = || Model::from_gguf(GgufFile::from_static("tiny", TINY).unwrap()).unwrap();
+    MODEL.get_or_init(|| Arc::new(load())).clone()
+}
+
+pub fn tokenizer() -> Arc<Tokenizer> {
+    let model = model();
+    Arc::new(Tokenizer::from_gguf(&model.files()[0], model.config.vocab).unwrap())
+}
+
+/// Settings for tests: any free port, little patience.
+pub fn config() -> ServerConfig {
+    ServerConfig {
+        model_name: "deepseek-v4-flash".to_owned(),
+        tokens: Vec::new(),
+        insecure: false,
+        cors: false,
+        tls: None,
+        http: HttpLimits { read_timeout: Duration::from_secs(2), ..HttpLimits::default() },
+        scheduler: SchedulerLimits {
+            context: 8192,
+            running: 64,
+            waiting: 64,
+            kv_bytes: 1 << 30,
+            stall: Duration::from_secs(2),
+        },
+        request_timeout: Duration::ZERO,
+        shutdown_grace: Duration::from_secs(5),
+        trace: None,
+    }
+}
+
+/// A running server; dropping it ends it.
+pub struct Running {
+    pub address: SocketAddr,
+    pub monitor: Monitor,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Running {
+    /// Serves answers of the small model.
+    pub fn small_model(config: ServerConfig) -> Running {
+        let backend = CpuBackend::new(model(), Kernels::detect(), CacheRounding::On);
+        Running::start(Engine::new(backend), config)
+    }
+
+    /// Serves the answers of [`scripted::SCRIPTS`].
+    pub fn scripted(config: ServerConfig) -> Running {
+        Running::timed(config, Timing::default())
+    }
+
+    /// The same with a backend that takes its time.
+    pub fn timed(config: ServerConfig, timing: Timing) -> Running {
+        Running::start(Engine::new(Scripted::new(model(), tokenizer(), timing)), config)
+    }
+
+    fn start<B: Backend + 'static>(engine: Engine<B>, config: ServerConfig) -> Running {
+        let encoder = PromptEncoder::new(tokenizer(), Profile::Preview);
+        let session_bytes = Box::new(|tokens| tokens as u64 * 4096);
+        let address = "127.0.0.1:0".parse().unwrap();
+        let server = Server::bind(address, engine, encoder, session_bytes, config).unwrap();
+        let (address, monitor) = (server.address().unwrap(), server.monitor());
+        let (stop, stopped) = oneshot::channel();
+        let serve = move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            let stopped = async move {
+                let _ = stopped.await;
+            };
+            runtime.block_on(server.run(stopped)).unwrap();
+        };
+        let thread = Some(std::thread::spawn(serve));
+        Running { address, monitor, stop: Some(stop), thread }
+    }
+
+    /// Tells the server to end.
+    pub fn stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "the server panicked");
+        }
+    }
+}
