@@ -2,15 +2,8 @@
 
     python frozen.py --data DIR --out models/nano/eval.jsonl
 
-    id        "needle-4k-x4/7"
-    group     "needle-4k-x4"
-    thinking  true: the prompt ends with <think>, otherwise with </think>
-    messages  role and content; assistant messages may have reasoning and tool_calls
-              [{"name", "arguments"}], tool results have the role "tool"
-    tools     [{"name", "description", "parameters"}], absent if none
-    kind      "exact": the answer, without reasoning and surrounding white space, is `expected`;
-              "numeric": the last number of the answer is `expected`;
-              "tool_call": the answer is one call, equal to `expected` {"name", "arguments"}
+The format is that of `ds4 eval` (docs/evaluation.md): `id` ("needle-4k-x4/7"), `task`, the fields of a
+Chat Completions request, and `grade` with `exact`, `numeric` or `tool_call`.
 
 Every case also asks that the answer ends by itself. Seeds are not those of training.
 """
@@ -50,16 +43,22 @@ def groups(source):
 def case(group, number, kind, chat):
     last = max(i for i, m in enumerate(chat.messages) if m["role"] == "assistant")
     answer = chat.messages[last]
-    out = {"id": f"{group}/{number}", "group": group, "thinking": chat.thinking, "messages": chat.messages[:last]}
+    out = {"id": f"{group}/{number}", "task": group, "thinking": chat.thinking}
+    out["messages"] = [request_message(m) for m in chat.messages[:last]]
     if chat.tools:
-        out["tools"] = chat.tools
+        out["tools"] = [{"type": "function", "function": t} for t in chat.tools]
     if kind == "tool_call":
-        expected = answer["tool_calls"][0]
-    else:
-        expected = answer["content"].strip()
-        if kind == "numeric":
-            expected = expected.split()[-1]
-    return out | {"kind": kind, "expected": expected}
+        return out | {"grade": {"type": kind} | answer["tool_calls"][0]}
+    expected = answer["content"].strip()
+    return out | {"grade": {"type": kind, "answer": float(expected.split()[-1]) if kind == "numeric" else expected}}
+
+
+def request_message(message):
+    """As a Chat Completions request has it. No turn has more than one call."""
+    if "tool_calls" in message:
+        calls = [{"id": "call", "type": "function", "function": c} for c in message["tool_calls"]]
+        return message | {"tool_calls": calls}
+    return message | {"tool_call_id": "call"} if message["role"] == "tool" else message
 
 
 def main():
