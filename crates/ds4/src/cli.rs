@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    bench, completions, imatrix, inspect, logits, quantize, run, synth, tokenize,
+    bench, completions, eval, imatrix, inspect, logits, perplexity, quantize, run, synth, tokenize,
 };
 
 /// Run DeepSeek V4 Flash locally.
@@ -40,6 +40,10 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     /// Measure which columns of the experts matter, for quantize.
     Imatrix(imatrix::ImatrixArgs),
+    /// Answer and grade a suite of prompts.
+    Eval(eval::EvalArgs),
+    /// Measure how well a model predicts a text, and how far it is from another.
+    Perplexity(perplexity::PerplexityArgs),
     /// Measure the speed of prefill and decode.
     Bench(bench::BenchArgs),
     /// Write the logits for given tokens to a file.
@@ -58,6 +62,8 @@ impl Cli {
             Command::Run(args) => return run::run(&args),
             Command::Tokenize(args) => tokenize::run(&args)?,
             Command::Synth(args) => synth::run(&args)?,
+            Command::Eval(args) => return eval::run(&args),
+            Command::Perplexity(args) => return perplexity::run(&args),
             Command::Quantize(args) => return quantize::run(&args),
             Command::Imatrix(args) => return imatrix::run(&args),
             Command::Inspect(args) => inspect::run(&args)?,

@@ -2,9 +2,11 @@
 
 pub mod bench;
 pub mod completions;
+pub mod eval;
 pub mod imatrix;
 pub mod inspect;
 pub mod logits;
+pub mod perplexity;
 pub mod quantize;
 pub mod run;
 pub mod synth;
