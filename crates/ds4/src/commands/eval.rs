@@ -90,13 +90,14 @@ struct Report<'a> {
 /// Answers and reports. Ctrl-C reports what there is.
 pub fn run(args: &EvalArgs) -> Result<ExitCode> {
     let model = args.model.open()?;
+    // Before anything else that computes in parallel, such as making prompts.
+    let engine = args.compute.engine(model.clone())?;
     let encoder = args.profile.encoder(&model)?;
     let cases = args.cases(encoder.tokenizer())?;
     let earlier = args.resume.as_deref().map(read_answers).transpose()?.unwrap_or_default();
     let (mut answers, waiting) = runner::resume(&cases, earlier);
     let mut journal = args.resume.as_deref().map(Journal::open).transpose()?;
 
-    let engine = args.compute.engine(model)?;
     interrupt::catch(Again::Exit)?;
     let bar = terminal::progress_bar(cases.len() as u64, "answering", Unit::Steps);
     bar.set_position(answers.len() as u64);

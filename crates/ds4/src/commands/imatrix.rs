@@ -60,6 +60,9 @@ pub fn run(args: &ImatrixArgs) -> Result<ExitCode> {
         bail!("{}: exists already: choose another name, or --force", output.display());
     }
     let model = args.model.open()?;
+    let collector = Arc::new(Collector::new(&model.config));
+    // Before anything else that computes in parallel, such as reading the text.
+    let engine = args.compute.observed_engine(model.clone(), collector.clone())?;
     let tokenizer = text::tokenizer(&model)?;
     let tokens = tokens(&args.text, &tokenizer)?;
     let bos = tokenizer.special().bos;
@@ -68,8 +71,6 @@ pub fn run(args: &ImatrixArgs) -> Result<ExitCode> {
         .take(args.chunks.unwrap_or(usize::MAX))
         .map(|piece| [&[bos], piece].concat())
         .collect();
-    let collector = Arc::new(Collector::new(&model.config));
-    let engine = args.compute.observed_engine(model, collector.clone())?;
     interrupt::catch(Again::Exit)?;
     let read = read(&engine, &pieces)?;
     ensure!(read > 0, "stopped before the first piece was read");

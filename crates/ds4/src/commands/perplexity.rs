@@ -86,6 +86,8 @@ struct Report {
 /// Measures and prints.
 pub fn run(args: &PerplexityArgs) -> Result<ExitCode> {
     let model = args.model.open()?;
+    // Before anything else that computes in parallel, such as reading the text.
+    let engine = args.compute.engine(model.clone())?;
     let name = args.file.display();
     let content = fs::read_to_string(&args.file).with_context(|| name.to_string())?;
     let tokenizer = text::tokenizer(&model)?;
@@ -97,7 +99,6 @@ pub fn run(args: &PerplexityArgs) -> Result<ExitCode> {
     let bos = (!args.no_bos).then_some(tokenizer.special().bos);
     let text = Text::new(&tokens, bos, ctx).with_context(|| name.to_string())?;
 
-    let engine = args.compute.engine(model)?;
     let vocab = engine.config().vocab;
     let mut reference = args.kl_from.as_deref().map(LogitsReader::open).transpose()?;
     if let Some(reference) = &reference {
