@@ -165,7 +165,8 @@ impl Scales {
         Scales { at, size, choices: (0..CHOICES).map(choice).collect() }
     }
 
-    /// The two powers of two around `d`, as exponents, in the proportion that gives the mean square of `d`.
+    /// The two powers of two around `d`, as exponents, in the proportion that gives a mean square
+    /// of d².
     fn powers_of_two(d: f32) -> Self {
         let lower = d.log2().floor();
         let share = (4f32.powf(d.log2() - lower) - 1.0) / 3.0;
