@@ -13,6 +13,9 @@ const CHECKPOINTS: usize = 8;
 /// A prompt must share so many tokens with a session before the session is copied for it.
 const WORTH_A_COPY: usize = 64;
 
+/// So many tokens are soon computed again, so a session is rather taken over than copied.
+const SMALL_LOSS: usize = 256;
+
 /// A copy costs about as much as computing one token in so many of the session's.
 const COPY_SHARE: usize = 32;
 
@@ -84,7 +87,7 @@ impl<B: Backend> Pool<B> {
             return Start::empty(engine);
         };
         if let Some((live, _)) = self.idle.get(index)
-            && live.session.len() - reach.kept <= reach.kept
+            && live.session.len() - reach.kept <= reach.kept.max(SMALL_LOSS)
         {
             let mut live = self.idle.remove(index).0;
             if live.go(engine, reach) {
