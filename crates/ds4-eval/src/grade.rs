@@ -85,7 +85,7 @@ impl Grader {
                 Err(format!("answer: found {answer:?}, expected one of {options:?}"))
             }
             Grader::Numeric { answer, tolerance }
-                if !answer.is_finite() || !(*tolerance >= 0.0) =>
+                if !answer.is_finite() || tolerance.is_nan() || *tolerance < 0.0 =>
             {
                 Err("expected a finite answer and a tolerance of at least 0".to_owned())
             }

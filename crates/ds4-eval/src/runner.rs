@@ -83,7 +83,7 @@ impl Answer {
 }
 
 /// Of `earlier` answers those to `cases`, graded again, and the cases without one.
-pub fn resume<'c>(cases: &'c [Case], earlier: Vec<Answer>) -> (Vec<Answer>, Vec<&'c Case>) {
+pub fn resume(cases: &[Case], earlier: Vec<Answer>) -> (Vec<Answer>, Vec<&Case>) {
     let mut by_id: HashMap<String, Answer> =
         earlier.into_iter().map(|answer| (answer.id.clone(), answer)).collect();
     let (mut answers, mut rest) = (Vec::new(), Vec::new());

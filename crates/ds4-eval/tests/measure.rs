@@ -131,8 +131,8 @@ fn reading_stops_when_told() {
 fn some_cases() -> Vec<Case> {
     let case = |i: usize| {
         let value = json!({
-            "id": format!("case {i:02}"), "task": if i % 2 == 0 { "even" } else { "odd" },
-            "prompt": "a b c ".repeat(1 + 40 * (i % 4)), "thinking": i % 3 == 0,
+            "id": format!("case {i:02}"), "task": if i.is_multiple_of(2) { "even" } else { "odd" },
+            "prompt": "a b c ".repeat(1 + 40 * (i % 4)), "thinking": i.is_multiple_of(3),
             "max_tokens": 3 + i, "grade": { "type": "regex", "pattern": "^" },
         });
         Case::from_json(value, i).unwrap()
