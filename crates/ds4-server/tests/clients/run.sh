@@ -1,0 +1,15 @@
+#!/bin/sh
+# Runs the client tests: installs the clients into a throw-away directory, or uses the one named in
+# DS4_CLIENTS, which then holds `py` (a virtual environment) and `node_modules`.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+if [ -z "${DS4_CLIENTS:-}" ]; then
+    DS4_CLIENTS=$(mktemp -d)
+    trap 'rm -rf "$DS4_CLIENTS"' EXIT
+    python3 -m venv "$DS4_CLIENTS/py"
+    "$DS4_CLIENTS/py/bin/pip" install -q openai anthropic
+    (cd "$DS4_CLIENTS" && npm install --silent --no-audit --no-fund openai @anthropic-ai/sdk playwright-core)
+fi
+export DS4_CLIENTS
+cp "$here"/*.mjs "$DS4_CLIENTS"
+cd "$here/../.." && cargo test --release --test clients -- --ignored --nocapture --test-threads 1
