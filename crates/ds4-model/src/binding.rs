@@ -1,5 +1,5 @@
 //! The table of the model's tensors: names, which layers have them, shapes and
-//! allowed types (docs/gguf.md, "Tensors").
+//! allowed types.
 //!
 //! Everything that needs to know a tensor walks this one table: loading binds
 //! and validates with it, and making, listing or quantising a model iterates

@@ -1,5 +1,5 @@
 //! Reads a [`Config`] from GGUF metadata and checks every value against what
-//! the kernels can run (docs/gguf.md, "Metadata").
+//! the kernels can run.
 
 use std::{fmt::Display, ops::RangeInclusive};
 
