@@ -112,16 +112,13 @@ pub fn decode(
     speed: &mut Speed,
     mut each: impl FnMut(Drawn) -> Result<()>,
 ) -> Result<Finish> {
-    for count in 0.. {
+    for left in (0..limits.answer).rev() {
         if interrupt::pressed() {
             return Ok(Finish::Interrupted);
         }
-        if count == limits.answer {
-            return Ok(Finish::Length);
-        }
         let token = sampler.sample(&logits)?;
         if limits.stops.contains(&token) {
-            break;
+            return Ok(Finish::Stop);
         }
         let logprobs = limits
             .top_logprobs
@@ -130,7 +127,10 @@ pub fn decode(
         if session.len() >= limits.context {
             return Ok(Finish::ContextFull);
         }
-        logits = step(engine, session, &[token], speed)?;
+        // The logits after the last token are of no use.
+        if left > 0 {
+            logits = step(engine, session, &[token], speed)?;
+        }
     }
-    Ok(Finish::Stop)
+    Ok(Finish::Length)
 }

@@ -28,7 +28,12 @@ impl Style {
 
     /// This style on a stream with colours, nothing elsewhere.
     pub fn on(self, stream: &impl IsTerminal) -> Style {
-        if has_colour(stream) { self } else { Style::PLAIN }
+        if has_colours(stream) { self } else { Style::PLAIN }
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_plain(self) -> bool {
+        self.start.is_empty()
     }
 
     /// Escape code that starts it.
@@ -43,7 +48,7 @@ impl Style {
 }
 
 /// Whether `stream` is a terminal whose user wants colours (<https://no-color.org>).
-pub fn has_colour(stream: &impl IsTerminal) -> bool {
+fn has_colours(stream: &impl IsTerminal) -> bool {
     let refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
     stream.is_terminal() && !refused && !dumb

@@ -21,12 +21,15 @@ use crate::{
     compute::ComputeArgs,
     generation::Finish,
     interrupt::{self, Again},
-    model::ModelArgs,
+    model::{ModelArgs, Source},
     terminal,
     text::ProfileArgs,
 };
 use conversation::Conversation;
 use printer::Printer;
+
+/// Tokens of an answer of the built-in model unless -n says otherwise: noise has no end.
+const NOISE_TOKENS: usize = 100;
 
 /// Options of `ds4 run`.
 #[derive(Args)]
@@ -35,7 +38,12 @@ Without -p and --prompt-file the prompt comes from standard input; if that is a 
 conversation begins (/help there says more).
 
 The answer goes to standard output. Reasoning is shown dimmed before it on a terminal, and goes to
-standard error otherwise; so do statistics.")]
+standard error otherwise; so do statistics.
+
+--json prints {\"text\", \"reasoning\", \"finish\": \"stop\" | \"length\" | \"context_full\" |
+\"interrupted\", \"seed\", \"token_ids\", \"prompt_tokens\", \"answer_tokens\", \"prefill\" and
+\"decode\": {\"tokens\", \"seconds\", \"tokens_per_second\"}, \"logprobs\": one
+{\"id\", \"text\", \"bytes\", \"logprob\", \"top\"} per token}.")]
 pub struct RunArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -62,7 +70,7 @@ pub struct RunArgs {
     /// Context: tokens that prompt and answer may have together
     #[arg(short, long, value_name = "N", default_value_t = 32768)]
     ctx: usize,
-    /// Tokens that an answer may have [default: as many as the context takes]
+    /// Tokens that an answer may have, reasoning included [default: as many as the context takes]
     #[arg(short = 'n', long = "tokens", value_name = "N")]
     answer_tokens: Option<usize>,
     #[command(flatten)]
@@ -112,6 +120,10 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         args.ctx
     );
     let engine = args.compute.engine(model)?;
+    let longest_answer = match args.model.source()? {
+        Source::BuiltIn => NOISE_TOKENS,
+        Source::File(_) => usize::MAX,
+    };
     let seed = args.sampling.seed.unwrap_or_else(|| fastrand::u64(..));
     let mut conversation = Conversation::new(
         engine,
@@ -119,7 +131,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         Dialogue::new(args.system.clone(), args.thinking()),
         Sampler::new(args.sampling.params(), seed),
         args.ctx,
-        args.answer_tokens.unwrap_or(usize::MAX),
+        args.answer_tokens.unwrap_or(longest_answer),
     )?;
     match prompt {
         Some(prompt) => answer_once(args, &mut conversation, prompt, seed),
@@ -134,14 +146,13 @@ fn answer_once(
     seed: u64,
 ) -> Result<ExitCode> {
     interrupt::catch(Again::Exit)?;
-    conversation.ask(prompt);
     let finish = if args.json {
-        let turn = conversation.answer(args.logprobs, |_| Ok(()))?;
+        let turn = conversation.reply(prompt, args.logprobs, |_| Ok(()))?;
         report::print(conversation.tokenizer(), &turn, seed)?;
         turn.finish
     } else {
         let mut printer = Printer::new();
-        let turn = conversation.answer(None, |delta| printer.print(delta))?;
+        let turn = conversation.reply(prompt, None, |delta| printer.print(delta))?;
         printer.end()?;
         terminal::note(conversation.statistics(&turn));
         turn.finish

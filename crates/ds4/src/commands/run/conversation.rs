@@ -1,15 +1,15 @@
 //! A dialogue and the session that follows it.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use anyhow::{Result, ensure};
 use ds4_engine::{TokenId, sampling::Sampler};
 use ds4_model::{
     chat::Dialogue,
-    detokenize::{OutputDelta, OutputSplitter},
+    detokenize::{Channel, OutputDelta, OutputSplitter},
     profile::Thinking,
     prompt::PromptEncoder,
-    tokenizer::Tokenizer,
+    tokenizer::{SpecialTokens, Tokenizer},
 };
 
 use crate::{
@@ -20,13 +20,15 @@ use crate::{
 };
 
 /// Tokens of a prompt from which a progress bar is worth it.
-const LONG_PROMPT: usize = 512;
+const LONG_PROMPT: usize = 128;
 
 /// What was said so far, and the means to answer.
 pub struct Conversation {
     engine: Engine,
     encoder: PromptEncoder,
     dialogue: Dialogue,
+    /// Answers of the dialogue as they were sampled, without reasoning.
+    answers: Vec<Vec<TokenId>>,
     live: LiveSession,
     sampler: Sampler,
     context: usize,
@@ -63,7 +65,17 @@ impl Conversation {
         answer_tokens: usize,
     ) -> Result<Self> {
         let live = LiveSession::new(&engine)?;
-        Ok(Conversation { engine, encoder, dialogue, live, sampler, context, answer_tokens })
+        let answers = Vec::new();
+        Ok(Conversation {
+            engine,
+            encoder,
+            dialogue,
+            answers,
+            live,
+            sampler,
+            context,
+            answer_tokens,
+        })
     }
 
     /// The tokenizer.
@@ -74,6 +86,7 @@ impl Conversation {
     /// Forgets all turns.
     pub fn restart(&mut self, dialogue: Dialogue) {
         self.dialogue = dialogue;
+        self.answers.clear();
     }
 
     /// Changes how much to think.
@@ -92,20 +105,38 @@ impl Conversation {
         Ok(())
     }
 
-    /// Adds what the user says.
-    pub fn ask(&mut self, text: String) {
-        self.dialogue.ask(text);
+    /// Answers what the user says; gives every piece of text to `each` as it comes.
+    ///
+    /// Both join the dialogue, also if the answer is interrupted. After an error the dialogue is
+    /// what it was before.
+    pub fn reply(
+        &mut self,
+        question: String,
+        top_logprobs: Option<usize>,
+        each: impl FnMut(&OutputDelta) -> Result<()>,
+    ) -> Result<Turn> {
+        let mut dialogue = self.dialogue.clone();
+        dialogue.ask(question);
+        let prompt = self.prompt(&dialogue)?;
+        let answer = self.answer(&prompt, top_logprobs, each);
+        let (turn, answer) = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                // The step that failed may have left the session incomplete.
+                self.live = LiveSession::new(&self.engine)?;
+                return Err(error);
+            }
+        };
+        dialogue.answer(&turn.output.reasoning, &turn.output.answer);
+        self.dialogue = dialogue;
+        self.answers.push(answer);
+        Ok(turn)
     }
 
-    /// Answers; gives every piece of text to `each` as it comes.
-    ///
-    /// The answer joins the dialogue, also one that was interrupted.
-    pub fn answer(
-        &mut self,
-        top_logprobs: Option<usize>,
-        mut each: impl FnMut(&OutputDelta) -> Result<()>,
-    ) -> Result<Turn> {
-        let prompt = self.encoder.encode(self.dialogue.conversation())?.ids;
+    fn prompt(&self, dialogue: &Dialogue) -> Result<Vec<TokenId>> {
+        let prompt = self.encoder.encode(dialogue.conversation())?.ids;
+        let special = self.encoder.tokenizer().special();
+        let prompt = with_sampled_answers(&prompt, &self.answers, special);
         ensure!(
             prompt.len() < self.context,
             "the conversation has {} tokens, the context takes {}: raise --ctx (or /ctx), or start \
@@ -113,50 +144,52 @@ impl Conversation {
             prompt.len(),
             self.context
         );
-        let mut turn = Turn {
-            prompt: prompt.len(),
-            kept: 0,
-            tokens: Vec::new(),
-            output: OutputDelta::default(),
-            finish: Finish::Interrupted,
-            prefill: Speed::default(),
-            decode: Speed::default(),
+        Ok(prompt)
+    }
+
+    /// The turn after `prompt`, and the tokens of its answer without reasoning.
+    fn answer(
+        &mut self,
+        prompt: &[TokenId],
+        top_logprobs: Option<usize>,
+        mut each: impl FnMut(&OutputDelta) -> Result<()>,
+    ) -> Result<(Turn, Vec<TokenId>)> {
+        let mut turn = Turn::new(prompt.len());
+        let mut answer = Vec::new();
+        let Some(logits) = self.read(prompt, &mut turn)? else {
+            return Ok((turn, answer));
         };
-        if let Some(logits) = self.read(&prompt, &mut turn)? {
-            let tokenizer: Arc<Tokenizer> = self.encoder.tokenizer().clone();
-            let stops = tokenizer.special().turn_ends();
-            let limits = Limits {
-                context: self.context,
-                answer: self.answer_tokens,
-                stops: &stops,
-                top_logprobs,
-            };
-            let mut splitter = OutputSplitter::after_prompt(tokenizer, &prompt);
-            let (session, sampler) = (&mut self.live.session, &mut self.sampler);
-            let (tokens, output) = (&mut turn.tokens, &mut turn.output);
-            let mut deliver = |delta: OutputDelta| {
-                output.reasoning.push_str(&delta.reasoning);
-                output.answer.push_str(&delta.answer);
+        let tokenizer: Arc<Tokenizer> = self.encoder.tokenizer().clone();
+        let limits = Limits {
+            context: self.context,
+            answer: self.answer_tokens,
+            stops: &tokenizer.special().turn_ends(),
+            top_logprobs,
+        };
+        let mut splitter = OutputSplitter::after_prompt(tokenizer.clone(), prompt);
+        let mut decode = mem::take(&mut turn.decode);
+        turn.finish = generation::decode(
+            &self.engine,
+            &mut self.live.session,
+            logits,
+            &mut self.sampler,
+            &limits,
+            &mut decode,
+            |drawn| {
+                if splitter.channel() == Channel::Answer {
+                    answer.push(drawn.token);
+                }
+                let delta = splitter.push(drawn.token);
+                turn.tokens.push(drawn);
+                turn.add(&delta);
                 each(&delta)
-            };
-            let speed = &mut turn.decode;
-            turn.finish = generation::decode(
-                &self.engine,
-                session,
-                logits,
-                sampler,
-                &limits,
-                speed,
-                |drawn| {
-                    let delta = splitter.push(drawn.token);
-                    tokens.push(drawn);
-                    deliver(delta)
-                },
-            )?;
-            deliver(splitter.finish())?;
-        }
-        self.dialogue.answer(&turn.output.reasoning, &turn.output.answer);
-        Ok(turn)
+            },
+        )?;
+        turn.decode = decode;
+        let delta = splitter.finish();
+        turn.add(&delta);
+        each(&delta)?;
+        Ok((turn, answer))
     }
 
     /// Computes what the session doesn't hold of `prompt`; the logits after it, unless Ctrl-C was
@@ -191,7 +224,8 @@ impl Conversation {
             n => format!(" ({n} more were known)"),
         };
         let end = match turn.finish {
-            Finish::Stop | Finish::Interrupted => "",
+            Finish::Stop => "",
+            Finish::Interrupted => "; stopped",
             Finish::Length => "; ended by -n",
             Finish::ContextFull => "; context full: raise --ctx (or /ctx)",
         };
@@ -204,5 +238,79 @@ impl Conversation {
             self.live.session.len(),
             self.context,
         )
+    }
+}
+
+impl Turn {
+    fn new(prompt: usize) -> Self {
+        Turn {
+            prompt,
+            kept: 0,
+            tokens: Vec::new(),
+            output: OutputDelta::default(),
+            finish: Finish::Interrupted,
+            prefill: Speed::default(),
+            decode: Speed::default(),
+        }
+    }
+
+    fn add(&mut self, delta: &OutputDelta) {
+        self.output.reasoning.push_str(&delta.reasoning);
+        self.output.answer.push_str(&delta.answer);
+    }
+}
+
+/// `prompt` with each earlier answer as it was sampled: its text may have other tokens, and then
+/// what the session holds of it would be lost, or no text at all, if it was cut inside a character.
+///
+/// Text never has markers' ids, so an answer lies between `<｜Assistant｜></think>` and the end of
+/// its turn.
+fn with_sampled_answers(
+    prompt: &[TokenId],
+    answers: &[Vec<TokenId>],
+    special: &SpecialTokens,
+) -> Vec<TokenId> {
+    let (mut result, mut rest) = (Vec::with_capacity(prompt.len()), prompt);
+    for answer in answers {
+        let header = [special.assistant, special.think_end];
+        let Some(start) = rest.windows(2).position(|pair| pair == header) else { break };
+        let (before, after) = rest.split_at(start + 2);
+        let Some(end) = after.iter().position(|id| *id == special.eos) else { break };
+        result.extend_from_slice(before);
+        result.extend_from_slice(answer);
+        rest = &after[end..];
+    }
+    result.extend_from_slice(rest);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_stay_as_they_were_sampled() {
+        const USER: TokenId = 93;
+        let special = SpecialTokens {
+            bos: 90,
+            eos: 91,
+            user: USER,
+            assistant: 94,
+            think_start: 95,
+            think_end: 96,
+            dsml: 97,
+            latest_reminder: None,
+        };
+        let replaced = |prompt: &[TokenId], answers: &[&[TokenId]]| {
+            let answers: Vec<_> = answers.iter().map(|answer| answer.to_vec()).collect();
+            with_sampled_answers(prompt, &answers, &special)
+        };
+        let first = [90, USER, 1, 94, 96];
+        assert_eq!(replaced(&first, &[]), first);
+        let third = [90, USER, 1, 94, 96, 2, 3, 91, USER, 4, 94, 96, 5, 91, USER, 6, 94, 95];
+        assert_eq!(
+            replaced(&third, &[&[7], &[]]),
+            [90, USER, 1, 94, 96, 7, 91, USER, 4, 94, 96, 91, USER, 6, 94, 95]
+        );
     }
 }

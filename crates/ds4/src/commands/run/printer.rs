@@ -8,7 +8,7 @@ use ds4_model::detokenize::OutputDelta;
 use crate::terminal::{self, Style};
 
 /// Prints reasoning and answer so that they can be told apart: on a terminal reasoning is dimmed,
-/// elsewhere it goes to stderr.
+/// or titled where there are no colours; elsewhere it goes to stderr.
 pub struct Printer {
     is_terminal: bool,
     dim: Style,
@@ -46,8 +46,14 @@ impl Printer {
         if text.is_empty() {
             return Ok(());
         }
-        if self.last == Some(Part::Reasoning) && part == Part::Answer {
-            self.write(Part::Reasoning, "\n\n")?;
+        let titled = self.is_terminal && self.dim.is_plain();
+        match (self.last, part) {
+            (None, Part::Reasoning) if titled => self.write(part, "Thinking:\n")?,
+            (Some(Part::Reasoning), Part::Answer) => {
+                let title = if titled { "\n\nAnswer:\n" } else { "\n\n" };
+                self.write(Part::Reasoning, title)?;
+            }
+            _ => {}
         }
         self.last = Some(part);
         self.write(part, text)

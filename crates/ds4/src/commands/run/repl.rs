@@ -1,6 +1,11 @@
 //! A conversation at the terminal.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result, bail};
 use directories::ProjectDirs;
@@ -45,12 +50,12 @@ pub fn run(
     terminal::note("/help lists commands, Ctrl-D leaves.");
     let mut repl = Repl { conversation, system, thinking };
     while let Some(line) = read_line(&mut editor)? {
+        interrupt::reset();
         match repl.handle(line.trim()) {
             Ok(true) => {}
             Ok(false) => break,
             Err(error) => terminal::print_error(&error),
         }
-        interrupt::reset();
     }
     if let Some(file) = &history {
         save_history(&mut editor, file);
@@ -71,7 +76,7 @@ impl Repl {
         let argument = argument.trim();
         match command {
             "" => {}
-            "/help" => println!("{HELP}"),
+            "/help" => writeln!(io::stdout(), "{HELP}")?,
             "/think" => self.set_thinking(Thinking::High),
             "/think-max" => self.set_thinking(Thinking::Max),
             "/nothink" => self.set_thinking(Thinking::Off),
@@ -97,9 +102,8 @@ impl Repl {
     }
 
     fn say(&mut self, text: String) -> Result<()> {
-        self.conversation.ask(text);
         let mut printer = Printer::new();
-        let turn = self.conversation.answer(None, |delta| printer.print(delta))?;
+        let turn = self.conversation.reply(text, None, |delta| printer.print(delta))?;
         printer.end()?;
         terminal::note(self.conversation.statistics(&turn));
         Ok(())
@@ -146,7 +150,7 @@ fn history_file() -> Option<PathBuf> {
 }
 
 /// A history that can't be saved is not worth an error.
-fn save_history(editor: &mut DefaultEditor, file: &std::path::Path) {
+fn save_history(editor: &mut DefaultEditor, file: &Path) {
     if let Some(folder) = file.parent() {
         let _ = fs::create_dir_all(folder);
     }
