@@ -61,7 +61,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => return run::run(&args),
             Command::Tokenize(args) => tokenize::run(&args)?,
-            Command::Synth(args) => synth::run(&args)?,
+            Command::Synth(args) => return synth::run(&args),
             Command::Eval(args) => return eval::run(&args),
             Command::Perplexity(args) => return perplexity::run(&args),
             Command::Quantize(args) => return quantize::run(&args),

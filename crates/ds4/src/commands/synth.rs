@@ -1,16 +1,23 @@
 //! `ds4 synth`: a model of real shape with random weights, to try a machine before a download.
 
 use std::{
-    fs,
-    io::{BufWriter, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use ds4_model::synth::{self, Recipe};
+use ds4_model::{
+    config::Config,
+    synth::{self, Recipe},
+};
+use tempfile::NamedTempFile;
 
-use crate::terminal::{self, Unit};
+use crate::{
+    interrupt::{self, Again},
+    terminal::{self, Unit},
+};
 
 /// Options of `ds4 synth`.
 #[derive(Args)]
@@ -45,39 +52,67 @@ enum Shape {
 }
 
 /// Makes the file; it appears under its name when it is complete.
-pub fn run(args: &SynthArgs) -> Result<()> {
+pub fn run(args: &SynthArgs) -> Result<ExitCode> {
     let name = args.output.display();
-    if args.output.exists() && !args.force {
-        bail!("{name}: exists already: choose another name, or --force to replace it");
+    if args.output.exists() {
+        ensure!(args.output.is_file(), "{name}: not a file that could be replaced");
+        if !args.force {
+            bail!("{name}: exists already: choose another name, or --force to replace it");
+        }
     }
     let config = match args.shape {
         Shape::Flash => synth::flash(args.layers.into()),
         Shape::Tiny => synth::tiny(),
     };
-    let total = synth::file_bytes(&config, args.recipe)?;
-    let folder = args.output.parent().filter(|p| !p.as_os_str().is_empty());
-    let file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))
-        .with_context(|| name.to_string())?;
-    let bar = terminal::progress_bar(total, "writing", Unit::Bytes);
-    let out = BufWriter::new(file);
-    let mut out = synth::write(&config, args.recipe, args.seed, out, |bytes| bar.inc(bytes))?;
-    out.flush().with_context(|| name.to_string())?;
-    let file = out.into_inner().map_err(|e| e.into_error()).with_context(|| name.to_string())?;
-    bar.finish_and_clear();
-    make_readable(file.path())?;
-    file.persist(&args.output).with_context(|| name.to_string())?;
-    terminal::note(format_args!("{name}: {}", terminal::bytes(total)));
-    Ok(())
+    interrupt::catch(Again::Exit)?;
+    match write(args, &config) {
+        Err(_) if interrupt::pressed() => {
+            terminal::note("Stopped; nothing was written.");
+            Ok(ExitCode::from(interrupt::EXIT_CODE))
+        }
+        Err(error) => Err(error.context(name.to_string())),
+        Ok(bytes) => {
+            terminal::note(format_args!("{name}: {}", terminal::bytes(bytes)));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
 }
 
-/// Temporary files are for their owner alone; a model is like any other file.
-fn make_readable(path: &Path) -> Result<()> {
+/// Returns the size of the file.
+fn write(args: &SynthArgs, config: &Config) -> Result<u64> {
+    let bytes = synth::file_bytes(config, args.recipe)?;
+    let bar = terminal::progress_bar(bytes, "writing", Unit::Bytes);
+    let out = BufWriter::new(Stoppable(new_file_beside(&args.output)?));
+    let out = synth::write(config, args.recipe, args.seed, out, |bytes| bar.inc(bytes))?;
+    let Stoppable(file) = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.persist(&args.output)?;
+    bar.finish_and_clear();
+    Ok(bytes)
+}
+
+/// A file that vanishes unless it is kept, in the folder of `path`.
+fn new_file_beside(path: &Path) -> Result<NamedTempFile> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".ds4-");
+    // Temporary files are for their owner alone; a model is like any other file.
     #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder.unwrap_or(Path::new("."))).context("cannot write into its folder")
+}
+
+/// Fails once Ctrl-C was pressed.
+struct Stoppable(NamedTempFile);
+
+impl Write for Stoppable {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match interrupt::pressed() {
+            true => Err(io::Error::other("stopped")),
+            false => self.0.write(bytes),
+        }
     }
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
