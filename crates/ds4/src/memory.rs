@@ -69,3 +69,73 @@ pub fn cache_bytes_per_token(config: &Config, rounding: CacheRounding, tokens: u
     };
     config.layers.iter().map(|l| layer(l.kind)).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc};
+
+    use ds4_cpu::{CpuBackend, Kernels};
+    use ds4_engine::{Engine, LogitsWanted, Work};
+
+    use super::*;
+
+    /// The backend takes compressed rows in pages of this many.
+    const PAGE: u64 = 256;
+
+    fn tiny() -> Arc<Model> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny/tiny-b-q2.gguf");
+        Arc::new(Model::open(Path::new(path)).unwrap())
+    }
+
+    #[test]
+    fn the_estimate_is_what_a_session_takes() {
+        let model = tiny();
+        for rounding in [CacheRounding::On, CacheRounding::Off] {
+            let backend = CpuBackend::new(model.clone(), Kernels::detect(), rounding);
+            let engine = Engine::new(backend);
+            let mut session = engine.new_session().unwrap();
+            let row = rounding.kv_codec().row_bytes() as u64;
+            // Two CSA layers with rows and index keys, one HCA layer with rows.
+            let pages = PAGE * (3 * row + 2 * rounding.index_codec().row_bytes() as u64);
+            for tokens in [3, 130, 700] {
+                let work = &vec![7; tokens - session.len()];
+                let logits = LogitsWanted::None;
+                engine.step(&mut [Work { session: &mut session, tokens: work, logits }]).unwrap();
+                let (found, estimate) = (
+                    engine.cache_bytes(&session) as u64,
+                    cache_bytes(&model.config, rounding, tokens),
+                );
+                assert!(
+                    (estimate..=estimate + pages).contains(&found),
+                    "{tokens} tokens: {found} bytes, estimated {estimate}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_reads_its_experts_and_no_others() {
+        let model = tiny();
+        let all: u64 = model.weight_bytes().iter().map(|(_, bytes)| bytes).sum();
+        let read = weight_bytes_per_token(&model);
+        let of = |role: Role| {
+            let weights = model.weight_bytes();
+            weights.iter().find(|(other, _)| *other == role).map_or(0, |(_, bytes)| *bytes)
+        };
+        // 6 of 8 experts, 1 of 4096 rows.
+        let unread = (of(Role::ExpertGateUp) + of(Role::ExpertDown)) / 4
+            + (of(Role::Embedding) + of(Role::Table)) / 4096 * 4095;
+        assert_eq!(all - read, unread);
+    }
+
+    #[test]
+    fn the_cache_read_is_bounded_by_what_the_indexer_picks() {
+        let config = &tiny().config;
+        let read = |tokens| cache_bytes_per_token(config, CacheRounding::On, tokens);
+        let (row, key) = (712, 68);
+        assert_eq!(CacheRounding::On.kv_codec().row_bytes(), row);
+        // Beyond the window: 16 picked rows and all keys in two layers, all rows in one.
+        let expected = 4 * 128 * row + 2 * (16 * row + 1000 * key) + 31 * row;
+        assert_eq!(read(4000), expected as u64);
+    }
+}

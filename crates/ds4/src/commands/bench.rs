@@ -91,7 +91,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         model: &model,
         args,
         session: engine.new_session()?,
-        end: text::tokenizer(&model)?.special().eos,
+        // A model without a tokenizer can be measured all the same.
+        end: text::tokenizer(&model).ok().map(|tokenizer| tokenizer.special().eos),
         bar: terminal::progress_bar(rounds as u64, "measuring", Unit::Steps),
     };
     for (i, &depth) in depths.iter().enumerate() {
@@ -149,7 +150,7 @@ struct Bench<'a> {
     args: &'a BenchArgs,
     session: Session,
     /// The token that would end the text.
-    end: TokenId,
+    end: Option<TokenId>,
     bar: ProgressBar,
 }
 
@@ -210,7 +211,9 @@ impl Bench<'_> {
     fn decode(&mut self, mut logits: Vec<f32>) -> Result<Vec<f64>> {
         let mut seconds = Vec::with_capacity(self.args.decode);
         for _ in 0..self.args.decode {
-            logits[self.end as usize] = f32::NEG_INFINITY;
+            if let Some(end) = self.end {
+                logits[end as usize] = f32::NEG_INFINITY;
+            }
             let token = sampling::argmax(&logits)?;
             let mut speed = Speed::default();
             logits = generation::step(self.engine, &mut self.session, &[token], &mut speed)?;

@@ -13,6 +13,7 @@ use ds4_model::{
     Model,
     binding::{Role, expected_tensors},
     config::{Config, LayerKind},
+    profile::Profile,
 };
 use gguf::{GgufFile, TensorInfo};
 use serde::Serialize;
@@ -149,7 +150,8 @@ fn summary(model: &Model) -> String {
         ),
     );
     line("indexer", format!("{} heads, best {} rows", config.index_heads, config.index_top_k));
-    line("vocabulary", format!("{} tokens", config.vocab));
+    line("vocabulary", format!("{} tokens, {}", config.vocab, tokenizer(model)));
+    line("prompts", prompts(model));
     line("context", format!("up to {} tokens", config.context_length));
     line("per token", format!("reads {} of weights", bytes(memory::weight_bytes_per_token(model))));
     text
@@ -157,6 +159,23 @@ fn summary(model: &Model) -> String {
 
 fn name(model: &Model) -> &str {
     model.metadata().str("general.name").unwrap_or("(unnamed)")
+}
+
+/// Kind of tokenizer and of its splitting, such as `gpt2 (joyai-llm)`.
+fn tokenizer(model: &Model) -> String {
+    let get = |key| model.metadata().str(key);
+    match (get("tokenizer.ggml.model"), get("tokenizer.ggml.pre")) {
+        (Ok(kind), Ok(split)) => format!("tokenizer {kind} ({split})"),
+        _ => "no tokenizer".to_owned(),
+    }
+}
+
+/// The profile, or why there is none.
+fn prompts(model: &Model) -> String {
+    match Profile::of(&model.files()[0]) {
+        Ok(profile) => format!("{profile} profile"),
+        Err(error) => error.to_string(),
+    }
 }
 
 /// Such as `4: 1 SWA, 2 CSA, 1 HCA; 1 routed by token id`.
@@ -252,6 +271,8 @@ fn describe(model: &Model, groups: &[Group], memory: &Memory) -> Value {
         "index_heads": config.index_heads,
         "index_top_k": config.index_top_k,
         "vocab": config.vocab,
+        "tokenizer": tokenizer(model),
+        "prompts": prompts(model),
         "context_length": config.context_length,
         "weights": groups,
         "weight_bytes_per_token": memory::weight_bytes_per_token(model),
