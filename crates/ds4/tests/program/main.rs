@@ -1,0 +1,10 @@
+//! The real program, from the outside.
+
+mod answers;
+mod logits;
+mod models;
+mod process;
+#[cfg(unix)]
+mod terminal;
+mod tokens;
+mod usage;
