@@ -20,4 +20,3 @@ pub use activations::Activations;
 pub use backend::CpuBackend;
 pub use cache::Cache;
 pub use kernels::Kernels;
-

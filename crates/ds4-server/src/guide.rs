@@ -65,7 +65,7 @@ enum Stage {
     /// what there is of the way into a block.
     BeforeText(usize),
     Text,
-    ToolCalls(ToolBlock),
+    ToolCalls(Box<ToolBlock>),
 }
 
 /// How the model begins a block of tool calls.
@@ -76,7 +76,7 @@ impl Guide {
     pub(crate) fn new(rules: Rules) -> Self {
         let format = rules.format.map(|grammar| grammar.matcher());
         let stage = match (&rules.tools, rules.starts_in_tool_calls) {
-            (Some(tools), true) => Stage::ToolCalls(ToolBlock::opened(tools.clone())),
+            (Some(tools), true) => Stage::ToolCalls(Box::new(ToolBlock::opened(tools.clone()))),
             _ if rules.starts_in_reasoning => Stage::Reasoning,
             _ => first_of_text(format.is_some(), rules.tools.is_some()),
         };
@@ -126,7 +126,7 @@ impl Guide {
             && token == dsml
             && self.after_angle
         {
-            self.stage = Stage::ToolCalls(ToolBlock::begun(tools.clone()));
+            self.stage = Stage::ToolCalls(Box::new(ToolBlock::begun(tools.clone())));
             return Ok(false);
         }
         let bytes = self.grammars.bytes_of(token);

@@ -149,13 +149,8 @@ impl Server {
         let grammars = Grammars::new(tokenizer.clone())
             .map_err(|error| ServeError::Vocabulary(error.to_string()))?;
         let metrics = Metrics::new();
-        let (scheduler, thread) = Scheduler::start(
-            engine,
-            tokenizer,
-            config.scheduler,
-            session_bytes,
-            metrics.clone(),
-        )?;
+        let (scheduler, thread) =
+            Scheduler::start(engine, tokenizer, config.scheduler, session_bytes, metrics.clone())?;
         let access = Access::new(config.tokens.clone(), config.cors, address);
         let app = App {
             access,

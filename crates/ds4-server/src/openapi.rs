@@ -42,8 +42,7 @@ fn read(summary: &str, kind: &str) -> Value {
 
 fn one_model() -> Value {
     let mut operation = read("The model, under any name", "application/json");
-    operation["parameters"] =
-        json!([{ "name": "id", "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 } }]);
+    operation["parameters"] = json!([{ "name": "id", "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 } }]);
     operation
 }
 
@@ -148,58 +147,70 @@ fn effort() -> Value {
 
 fn chat() -> Value {
     let roles = ["system", "developer", "user", "assistant", "tool", "latest_reminder"];
-    request(&["messages"], json!({
-        "messages": { "type": "array", "minItems": 1, "items": message(&roles) },
-        "max_tokens": tokens(),
-        "max_completion_tokens": tokens(),
-        "stop": { "type": ["string", "array", "null"], "items": { "type": "string", "minLength": 1 }, "maxItems": 16 },
-        "stream_options": { "type": ["object", "null"] },
-        "tools": { "type": ["array", "null"], "items": { "type": "object" } },
-        "tool_choice": { "type": ["string", "object", "null"] },
-        "response_format": { "type": ["object", "null"], "required": ["type"],
-            "properties": { "type": { "enum": ["text", "json_object", "json_schema", "regex"] } } },
-        "logprobs": { "type": ["boolean", "null"] },
-        "top_logprobs": { "type": ["integer", "null"], "minimum": 0, "maximum": 20 },
-        "n": { "enum": [1, null] },
-        "thinking": thinking(),
-        "reasoning_effort": effort(),
-    }))
+    request(
+        &["messages"],
+        json!({
+            "messages": { "type": "array", "minItems": 1, "items": message(&roles) },
+            "max_tokens": tokens(),
+            "max_completion_tokens": tokens(),
+            "stop": { "type": ["string", "array", "null"], "items": { "type": "string", "minLength": 1 }, "maxItems": 16 },
+            "stream_options": { "type": ["object", "null"] },
+            "tools": { "type": ["array", "null"], "items": { "type": "object" } },
+            "tool_choice": { "type": ["string", "object", "null"] },
+            "response_format": { "type": ["object", "null"], "required": ["type"],
+                "properties": { "type": { "enum": ["text", "json_object", "json_schema", "regex"] } } },
+            "logprobs": { "type": ["boolean", "null"] },
+            "top_logprobs": { "type": ["integer", "null"], "minimum": 0, "maximum": 20 },
+            "n": { "enum": [1, null] },
+            "thinking": thinking(),
+            "reasoning_effort": effort(),
+        }),
+    )
 }
 
 fn completions() -> Value {
-    request(&["prompt"], json!({
-        "prompt": { "type": ["string", "array"], "description": "A text, or tokens" },
-        "max_tokens": tokens(),
-        "stop": { "type": ["string", "array", "null"], "items": { "type": "string", "minLength": 1 }, "maxItems": 16 },
-        "echo": { "type": ["boolean", "null"] },
-        "logprobs": { "type": ["integer", "null"], "minimum": 0, "maximum": 20 },
-        "n": { "enum": [1, null] },
-    }))
+    request(
+        &["prompt"],
+        json!({
+            "prompt": { "type": ["string", "array"], "description": "A text, or tokens" },
+            "max_tokens": tokens(),
+            "stop": { "type": ["string", "array", "null"], "items": { "type": "string", "minLength": 1 }, "maxItems": 16 },
+            "echo": { "type": ["boolean", "null"] },
+            "logprobs": { "type": ["integer", "null"], "minimum": 0, "maximum": 20 },
+            "n": { "enum": [1, null] },
+        }),
+    )
 }
 
 fn responses() -> Value {
-    request(&["input"], json!({
-        "input": { "type": ["string", "array"], "items": { "type": "object" } },
-        "instructions": { "type": ["string", "null"] },
-        "max_output_tokens": tokens(),
-        "tools": { "type": ["array", "null"], "items": { "type": "object", "required": ["type"] } },
-        "tool_choice": { "type": ["string", "object", "null"] },
-        "reasoning": { "type": ["object", "null"], "properties": { "effort": effort() } },
-        "text": { "type": ["object", "null"] },
-        "top_logprobs": { "type": ["integer", "null"], "minimum": 0, "maximum": 20 },
-    }))
+    request(
+        &["input"],
+        json!({
+            "input": { "type": ["string", "array"], "items": { "type": "object" } },
+            "instructions": { "type": ["string", "null"] },
+            "max_output_tokens": tokens(),
+            "tools": { "type": ["array", "null"], "items": { "type": "object", "required": ["type"] } },
+            "tool_choice": { "type": ["string", "object", "null"] },
+            "reasoning": { "type": ["object", "null"], "properties": { "effort": effort() } },
+            "text": { "type": ["object", "null"] },
+            "top_logprobs": { "type": ["integer", "null"], "minimum": 0, "maximum": 20 },
+        }),
+    )
 }
 
 fn messages() -> Value {
-    request(&["messages"], json!({
-        "messages": { "type": "array", "minItems": 1, "items": message(&["user", "assistant", "system"]) },
-        "system": content(),
-        "max_tokens": tokens(),
-        "stop_sequences": { "type": ["array", "null"], "items": { "type": "string", "minLength": 1 }, "maxItems": 16 },
-        "tools": { "type": ["array", "null"], "items": { "type": "object" } },
-        "tool_choice": { "type": ["object", "null"], "required": ["type"],
-            "properties": { "type": { "enum": ["auto", "any", "tool", "none"] } } },
-        "thinking": thinking(),
-        "output_config": { "type": ["object", "null"], "properties": { "effort": effort() } },
-    }))
+    request(
+        &["messages"],
+        json!({
+            "messages": { "type": "array", "minItems": 1, "items": message(&["user", "assistant", "system"]) },
+            "system": content(),
+            "max_tokens": tokens(),
+            "stop_sequences": { "type": ["array", "null"], "items": { "type": "string", "minLength": 1 }, "maxItems": 16 },
+            "tools": { "type": ["array", "null"], "items": { "type": "object" } },
+            "tool_choice": { "type": ["object", "null"], "required": ["type"],
+                "properties": { "type": { "enum": ["auto", "any", "tool", "none"] } } },
+            "thinking": thinking(),
+            "output_config": { "type": ["object", "null"], "properties": { "effort": effort() } },
+        }),
+    )
 }

@@ -185,10 +185,19 @@ impl Scheduler {
         let (inbox, messages) = std_mpsc::channel();
         let load = Arc::new(Load::default());
         let scheduler = Scheduler { inbox, load: load.clone(), waiting_limit: limits.waiting };
-        let thread = std::thread::Builder::new().name("ds4-scheduler".to_owned()).spawn(move || {
-            worker::Worker::new(engine, tokenizer, limits, session_bytes, metrics, load, messages)
+        let thread =
+            std::thread::Builder::new().name("ds4-scheduler".to_owned()).spawn(move || {
+                worker::Worker::new(
+                    engine,
+                    tokenizer,
+                    limits,
+                    session_bytes,
+                    metrics,
+                    load,
+                    messages,
+                )
                 .run();
-        })?;
+            })?;
         Ok((scheduler, thread))
     }
 

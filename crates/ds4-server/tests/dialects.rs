@@ -28,7 +28,9 @@ fn request(route: &str, script: &str, thinking: bool, tools: bool, tokens: usize
     };
     request["model"] = json!("any");
     match route {
-        "/v1/responses" => request["reasoning"] = json!({ "effort": if thinking { "low" } else { "none" } }),
+        "/v1/responses" => {
+            request["reasoning"] = json!({ "effort": if thinking { "low" } else { "none" } })
+        }
         _ => request["thinking"] = json!({ "type": if thinking { "enabled" } else { "disabled" } }),
     }
     if tools {
@@ -36,7 +38,9 @@ fn request(route: &str, script: &str, thinking: bool, tools: bool, tokens: usize
         request["tools"] = match route {
             "/v1/messages" => json!([{ "name": name, "input_schema": schema }]),
             "/v1/responses" => json!([{ "type": "function", "name": name, "parameters": schema }]),
-            _ => json!([{ "type": "function", "function": { "name": name, "parameters": schema } }]),
+            _ => {
+                json!([{ "type": "function", "function": { "name": name, "parameters": schema } }])
+            }
         };
     }
     request
@@ -49,7 +53,9 @@ fn settled(text: &str) -> String {
     while let Some(at) = rest.find(['"']) {
         out.push_str(&rest[..=at]);
         rest = &rest[at + 1..];
-        for prefix in ["chatcmpl-", "resp_", "msg_resp_", "rs_resp_", "fc_resp_", "msg_", "call_", "cmpl-"] {
+        for prefix in
+            ["chatcmpl-", "resp_", "msg_resp_", "rs_resp_", "fc_resp_", "msg_", "call_", "cmpl-"]
+        {
             let Some(id) = rest.strip_prefix(prefix) else { continue };
             let end = id.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(id.len());
             if end >= 20 {
@@ -105,7 +111,8 @@ fn transcripts() {
             let whole = serde_json::to_string_pretty(&whole.json()).unwrap().replace("\": ", "\":");
             insta::assert_snapshot!(name, settled(&whole));
         }
-        let wrong = post(running.address, route, &json!({ "model": "any", "messages": 1, "input": 1 }));
+        let wrong =
+            post(running.address, route, &json!({ "model": "any", "messages": 1, "input": 1 }));
         assert_eq!(wrong.status, 400);
         insta::assert_snapshot!(format!("{}, error", &route[4..]).replace('/', " "), wrong.body);
     }
@@ -156,7 +163,10 @@ fn formats_are_enforced() {
     let schema = json!({ "type": "object", "properties": { "n": { "enum": [1] } }, "required": ["n"],
         "additionalProperties": false });
     let formats = [
-        (json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": schema } }), r#"{"n": 1}"#),
+        (
+            json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": schema } }),
+            r#"{"n": 1}"#,
+        ),
         (json!({ "type": "regex", "regex": "yes" }), "yes"),
     ];
     for (format, expected) in formats {
@@ -202,7 +212,8 @@ fn without_tools_a_later_turn_leaves_the_reasoning_out() {
     let prompt = first["usage"]["prompt_tokens"].as_u64().unwrap();
     let mut second = asked.clone();
     let message = &first["choices"][0]["message"];
-    second["messages"] = json!([asked["messages"][0], message, { "role": "user", "content": "[text]" }]);
+    second["messages"] =
+        json!([asked["messages"][0], message, { "role": "user", "content": "[text]" }]);
     let second = post(running.address, ROUTES[0], &second).json();
     let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
     assert_eq!(cached, prompt - 1, "up to the marker that opened the reasoning");
@@ -211,7 +222,8 @@ fn without_tools_a_later_turn_leaves_the_reasoning_out() {
 #[test]
 fn histories_cut_short_are_taken() {
     let running = Running::scripted(config());
-    let call = json!({ "id": "c1", "type": "function", "function": { "name": "f", "arguments": "{}" } });
+    let call =
+        json!({ "id": "c1", "type": "function", "function": { "name": "f", "arguments": "{}" } });
     let chat = json!({ "messages": [
         { "role": "tool", "tool_call_id": "lost", "content": "result" },
         { "role": "assistant", "content": null, "tool_calls": [call] },
@@ -273,6 +285,7 @@ fn count_tokens_counts_what_messages_computes() {
     let counted = post(running.address, "/v1/messages/count_tokens?beta=true", &asked).json();
     let usage = post(running.address, "/anthropic/v1/messages", &asked).json()["usage"].clone();
     let sum = |key: &str| usage[key].as_u64().unwrap_or(0);
-    let all = sum("input_tokens") + sum("cache_read_input_tokens") + sum("cache_creation_input_tokens");
+    let all =
+        sum("input_tokens") + sum("cache_read_input_tokens") + sum("cache_creation_input_tokens");
     assert_eq!(counted["input_tokens"].as_u64().unwrap(), all);
 }

@@ -35,11 +35,22 @@ fn wait_until(what: &str, test: impl Fn() -> bool) -> Duration {
 fn routes() {
     let running = Running::scripted(config());
     let at = running.address;
-    for path in ["/health", "/healthz", "/v1/models", "/models", "/v1/models/gpt-4", "/metrics", "/", "/openapi.json"] {
+    for path in [
+        "/health",
+        "/healthz",
+        "/v1/models",
+        "/models",
+        "/v1/models/gpt-4",
+        "/metrics",
+        "/",
+        "/openapi.json",
+    ] {
         assert_eq!(get(at, path).status, 200, "{path}");
     }
     assert_eq!(get(at, "/health").json(), json!({ "status": "ok" }));
-    for (path, status) in [("/nothing", 404), ("/v1/nothing", 404), (CHAT, 405), ("/v1/messages", 405)] {
+    for (path, status) in
+        [("/nothing", 404), ("/v1/nothing", 404), (CHAT, 405), ("/v1/messages", 405)]
+    {
         let reply = get(at, path);
         assert_eq!(reply.status, status, "{path}");
         assert!(reply.json()["error"]["message"].is_string(), "{path}");
@@ -47,7 +58,9 @@ fn routes() {
     assert_eq!(get(at, "/v1/messages").json()["type"], "error");
     let head = send(at, &format!("HEAD / HTTP/1.1\r\nhost: {at}\r\nconnection: close\r\n\r\n"));
     assert_eq!(head.status, 200);
-    let list = format!("GET /v1/models HTTP/1.1\r\nhost: {at}\r\nanthropic-version: 1\r\nconnection: close\r\n\r\n");
+    let list = format!(
+        "GET /v1/models HTTP/1.1\r\nhost: {at}\r\nanthropic-version: 1\r\nconnection: close\r\n\r\n"
+    );
     assert_eq!(send(at, &list).json()["has_more"], json!(false));
     assert_eq!(get(at, "/v1/models").json()["data"][0]["object"], "model");
 }
@@ -99,10 +112,15 @@ fn an_open_address_needs_a_token_or_a_word() {
     use ds4_model::{profile::Profile, prompt::PromptEncoder};
     let bind = |config| {
         let tokenizer = support::tokenizer();
-        let backend = support::scripted::Scripted::new(support::model(), tokenizer.clone(), Timing::default());
+        let backend = support::scripted::Scripted::new(
+            support::model(),
+            tokenizer.clone(),
+            Timing::default(),
+        );
         let encoder = PromptEncoder::new(tokenizer, Profile::Preview);
         let address = "0.0.0.0:0".parse().unwrap();
-        ds4_server::Server::bind(address, Engine::new(backend), encoder, Box::new(|_| 0), config).map(drop)
+        ds4_server::Server::bind(address, Engine::new(backend), encoder, Box::new(|_| 0), config)
+            .map(drop)
     };
     let error = bind(config()).unwrap_err().to_string();
     assert!(error.contains("--insecure"), "{error}");
@@ -133,7 +151,10 @@ fn slow_senders_are_not_waited_for() {
     config.http.read_timeout = Duration::from_millis(200);
     let running = Running::scripted(config);
     let mut stream = connect(running.address);
-    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: {}\r\ncontent-length: 100\r\n\r\n{{", running.address);
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: {}\r\ncontent-length: 100\r\n\r\n{{",
+        running.address
+    );
     stream.write_all(head.as_bytes()).unwrap();
     let begun = Instant::now();
     let reply = read_reply(&mut stream);
@@ -175,7 +196,11 @@ fn a_client_that_leaves_during_prefill_frees_the_engine_within_a_chunk() {
             "max_tokens": 100, "seed": 1 });
         let body = asked.to_string();
         let mut connection = connect(running.address);
-        let head = format!("POST {CHAT} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n", running.address, body.len());
+        let head = format!(
+            "POST {CHAT} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n",
+            running.address,
+            body.len()
+        );
         connection.write_all((head + &body).as_bytes()).unwrap();
         wait_until("the beginning", || running.monitor.status().running == 1);
         std::thread::sleep(Duration::from_millis(100));
@@ -194,7 +219,11 @@ fn a_client_that_reads_nothing_ends_alone() {
     asked["stream"] = json!(true);
     let body = asked.to_string();
     let mut connection = connect(running.address);
-    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n", running.address, body.len());
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n",
+        running.address,
+        body.len()
+    );
     connection.write_all((head + &body).as_bytes()).unwrap();
     let mut some = [0; 100];
     connection.read_exact(&mut some).unwrap();
@@ -242,7 +271,8 @@ fn requests_have_a_deadline_if_asked_for() {
 /// A decode step takes 3 ms and a prompt token 0.1 ms, so the newcomer's prompt alone takes 0.8 s.
 #[test]
 fn a_newcomer_does_not_stall_running_streams() {
-    let timing = Timing { step: Duration::from_millis(3), prompt_token: Duration::from_micros(100) };
+    let timing =
+        Timing { step: Duration::from_millis(3), prompt_token: Duration::from_micros(100) };
     let running = Running::timed(config(), timing);
     let at = running.address;
     let streaming = std::thread::spawn(move || {
@@ -265,10 +295,14 @@ fn a_newcomer_does_not_stall_running_streams() {
     });
     wait_until("the stream", || running.monitor.status().running == 1);
     std::thread::sleep(Duration::from_millis(300));
-    let newcomer = post(at, CHAT, &json!({
-        "messages": [{ "role": "user", "content": "word ".repeat(2000) + "[text]" }],
-        "thinking": false, "max_tokens": 10,
-    }));
+    let newcomer = post(
+        at,
+        CHAT,
+        &json!({
+            "messages": [{ "role": "user", "content": "word ".repeat(2000) + "[text]" }],
+            "thinking": false, "max_tokens": 10,
+        }),
+    );
     assert_eq!(newcomer.status, 200, "{}", newcomer.body);
     let mut gaps = streaming.join().unwrap().split_off(2);
     gaps.sort();

@@ -62,7 +62,8 @@ impl Reply for ChatReply {
         };
         frames.push(Frame::Event(None, json_text(&chunk)));
         if let Some(usage) = usage {
-            let last = ChatCompletionChunk { choices: Vec::new(), usage: Some(Some(usage)), ..chunk };
+            let last =
+                ChatCompletionChunk { choices: Vec::new(), usage: Some(Some(usage)), ..chunk };
             frames.push(Frame::Event(None, json_text(&last)));
         }
         if ends {

@@ -215,9 +215,10 @@ fn prompt(body: &mut Map<String, Value>) -> Result<RawPrompt, ApiError> {
     match body.remove("prompt").ok_or_else(wrong)? {
         Value::String(text) => Ok(RawPrompt::Text(text)),
         Value::Array(mut list) => match list.first() {
-            Some(Value::String(_)) if list.len() == 1 => {
-                list.pop().and_then(|v| v.as_str().map(|t| RawPrompt::Text(t.to_owned()))).ok_or_else(wrong)
-            }
+            Some(Value::String(_)) if list.len() == 1 => list
+                .pop()
+                .and_then(|v| v.as_str().map(|t| RawPrompt::Text(t.to_owned())))
+                .ok_or_else(wrong),
             Some(Value::Array(inner)) if list.len() == 1 => tokens(inner).ok_or_else(wrong),
             Some(_) => tokens(&list).ok_or_else(wrong),
             None => Err(wrong()),
@@ -233,7 +234,8 @@ fn tokens(list: &[Value]) -> Option<RawPrompt> {
 
 fn stops(body: &Map<String, Value>) -> Result<Vec<String>, ApiError> {
     const MOST: usize = 16;
-    let wrong = || ApiError::field("stop", format!("expected a text, or at most {MOST} texts, none empty"));
+    let wrong =
+        || ApiError::field("stop", format!("expected a text, or at most {MOST} texts, none empty"));
     let stops = match body.get("stop") {
         None => return Ok(Vec::new()),
         Some(Value::String(stop)) => vec![stop.clone()],

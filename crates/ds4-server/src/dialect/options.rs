@@ -62,7 +62,10 @@ impl Options {
         {
             let found = body.get(key).and_then(Value::as_array).map_or(0, Vec::len);
             if found > most {
-                return Err(ApiError::field(key, format!("found {found} entries, expected at most {most}")));
+                return Err(ApiError::field(
+                    key,
+                    format!("found {found} entries, expected at most {most}"),
+                ));
             }
         }
         let single_call = body.remove("parallel_tool_calls") == Some(Value::Bool(false));

@@ -62,7 +62,8 @@ impl Grammars {
     /// If the vocabulary is unfit, which no model's is.
     pub(crate) fn new(tokenizer: Arc<Tokenizer>) -> Result<Self, GrammarError> {
         let trie = token_trie(&tokenizer);
-        let env: TokEnv = Arc::new(Environment { trie: trie.clone(), tokenizer: tokenizer.clone() });
+        let env: TokEnv =
+            Arc::new(Environment { trie: trie.clone(), tokenizer: tokenizer.clone() });
         let capabilities = InferenceCapabilities { ff_tokens: true, ..Default::default() };
         let slices = llguidance::earley::SlicedBiasComputer::general_slices();
         let mut factory = ParserFactory::new(&env, capabilities, &slices).map_err(told)?;
@@ -98,8 +99,11 @@ impl Grammars {
         let Some(object) = schema.as_object_mut() else {
             return Err(GrammarError(format!("a JSON schema is an object, not {schema}")));
         };
-        object.insert("x-guidance".to_owned(), json!({ "whitespace_flexible": false,
-            "item_separator": ", ", "key_separator": ": " }));
+        object.insert(
+            "x-guidance".to_owned(),
+            json!({ "whitespace_flexible": false,
+            "item_separator": ", ", "key_separator": ": " }),
+        );
         let key = schema.to_string();
         self.compile(key, || TopLevelGrammar::from_json_schema(schema))
     }

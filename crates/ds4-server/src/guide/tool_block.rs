@@ -128,7 +128,9 @@ impl ToolBlock {
             State::Text(_) if is_dsml => self.close_value("parameter>\n"),
             State::Text(value) => value.accept(grammars.bytes_of(token), token)?,
             State::Json(value) => {
-                if grammars.bytes_of(token) == CLOSER && value.matcher.is_accepting().unwrap_or(false) {
+                if grammars.bytes_of(token) == CLOSER
+                    && value.matcher.is_accepting().unwrap_or(false)
+                {
                     self.close_value("｜parameter>\n");
                 } else if value.accept(grammars.bytes_of(token), token)? {
                     self.close_value("</｜parameter>\n");

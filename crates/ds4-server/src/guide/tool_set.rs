@@ -59,12 +59,14 @@ impl ToolSet {
         parallel: bool,
     ) -> Result<Arc<Self>, GrammarError> {
         let callable = tools.iter().filter(|tool| named.is_none_or(|name| name == tool.name));
-        let tools: Vec<_> = callable.map(|tool| compile(grammars, tool)).collect::<Result<_, _>>()?;
+        let tools: Vec<_> =
+            callable.map(|tool| compile(grammars, tool)).collect::<Result<_, _>>()?;
         if tools.is_empty() {
             return Err(GrammarError("there is no tool that may be called".to_owned()));
         }
         let open = tools.iter().any(|tool| tool.open);
-        let any_json = open.then(|| grammars.json_schema(&json!({ "type": OTHERS }))).transpose()?;
+        let any_json =
+            open.then(|| grammars.json_schema(&json!({ "type": OTHERS }))).transpose()?;
         Ok(Arc::new(ToolSet { tools, parallel, any_json }))
     }
 }
@@ -154,7 +156,11 @@ impl Source<'_> {
             return Ok(TextRule::Any);
         }
         let length = |key| self.property.get(key).and_then(Value::as_u64);
-        match (self.property.get("pattern").and_then(Value::as_str), length("minLength"), length("maxLength")) {
+        match (
+            self.property.get("pattern").and_then(Value::as_str),
+            length("minLength"),
+            length("maxLength"),
+        ) {
             (None, None, None) => Ok(TextRule::Any),
             (Some(pattern), None, None) => {
                 let start = if pattern.starts_with('^') { "" } else { "(?s:.*)" };
@@ -180,8 +186,9 @@ impl Source<'_> {
             _ => Map::new(),
         };
         if takes_text {
-            let says_otherwise =
-                ["anyOf", "oneOf", "$ref", "enum", "const"].iter().any(|key| schema.contains_key(*key));
+            let says_otherwise = ["anyOf", "oneOf", "$ref", "enum", "const"]
+                .iter()
+                .any(|key| schema.contains_key(*key));
             match schema.get_mut("type") {
                 Some(Value::Array(names)) => names.retain(|name| name != "string"),
                 None if !says_otherwise => {
@@ -208,7 +215,10 @@ impl Source<'_> {
 
     fn told<T>(&self, result: Result<T, GrammarError>) -> Result<T, GrammarError> {
         result.map_err(|GrammarError(reason)| {
-            GrammarError(format!("tool {}: this schema cannot be enforced: {reason}", self.tool.name))
+            GrammarError(format!(
+                "tool {}: this schema cannot be enforced: {reason}",
+                self.tool.name
+            ))
         })
     }
 }

@@ -135,7 +135,12 @@ mod tests {
         assert_eq!(number(&[("authorization", "Bearer first")]), Some(1));
         assert_eq!(number(&[("authorization", "bearer second")]), Some(2));
         assert_eq!(number(&[("x-api-key", "second")]), Some(2));
-        for pairs in [&[][..], &[("x-api-key", "")], &[("x-api-key", "firs")], &[("authorization", "Basic first")]] {
+        for pairs in [
+            &[][..],
+            &[("x-api-key", "")],
+            &[("x-api-key", "firs")],
+            &[("authorization", "Basic first")],
+        ] {
             assert_eq!(number(pairs), None);
         }
     }

@@ -94,9 +94,10 @@ async fn check(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     let dialect = Dialect::of(&path);
     let is_open = matches!(path.as_str(), "/" | "/health" | "/healthz");
     let headers = request.headers();
-    let checked = app.access.check_origin(request.uri(), headers).and_then(|()| {
-        if is_open { Ok(0) } else { app.access.check_token(headers) }
-    });
+    let checked = app
+        .access
+        .check_origin(request.uri(), headers)
+        .and_then(|()| if is_open { Ok(0) } else { app.access.check_token(headers) });
     let response = match checked {
         Ok(token) => {
             let client = client_id(&request, token);
@@ -172,7 +173,8 @@ async fn count_tokens(State(app): State<Arc<App>>, request: Request) -> Response
     let counted = async {
         let body = read_body(&app, request.into_body()).await?;
         let task = tokio::task::spawn_blocking(move || {
-            let Understood { converted, options, .. } = MessagesReply::understand(answer::parse(&body)?)?;
+            let Understood { converted, options, .. } =
+                MessagesReply::understand(answer::parse(&body)?)?;
             job::prompt(&app, &converted, &options).map(|(tokens, _)| tokens.len())
         });
         task.await.map_err(answer::failed_task)?

@@ -81,7 +81,8 @@ pub(crate) fn prompt(
         Some(RawPrompt::Tokens(tokens)) => {
             let unknown = tokens.iter().find(|token| tokenizer.bytes_of(**token).is_none());
             if let Some(token) = unknown {
-                let message = format!("there is no token {token}: the model has {}", tokenizer.len());
+                let message =
+                    format!("there is no token {token}: the model has {}", tokenizer.len());
                 return Err(ApiError::field("prompt", message));
             }
             Ok((begun(tokens.clone()), None))
@@ -106,11 +107,7 @@ fn sampling(request: &ConversationRequest, options: &Options) -> SamplingParams 
     }
 }
 
-fn guide(
-    app: &App,
-    request: &ConversationRequest,
-    options: &Options,
-) -> Result<Guide, ApiError> {
+fn guide(app: &App, request: &ConversationRequest, options: &Options) -> Result<Guide, ApiError> {
     let parsing = &request.parsing_options;
     let tools = parsing.parse_tool_calls.then(|| {
         let named = options.named_tool.as_deref();
@@ -136,7 +133,9 @@ fn format(app: &App, request: &ConversationRequest) -> Result<Option<Grammar>, A
     let grammar = match &request.conversation.response_format {
         ResponseFormat::Text => return Ok(None),
         ResponseFormat::JsonObject => app.grammars.json_schema(&json!({ "type": "object" })),
-        ResponseFormat::JsonSchema(asked) => app.grammars.json_schema(schema.as_ref().unwrap_or(asked)),
+        ResponseFormat::JsonSchema(asked) => {
+            app.grammars.json_schema(schema.as_ref().unwrap_or(asked))
+        }
         ResponseFormat::Regex(expression) => app.grammars.regex(expression),
     };
     grammar.map(Some).map_err(|error| ApiError {

@@ -98,9 +98,7 @@ impl<B: Backend> Pool<B> {
         let live = self.idle.get(index).map_or_else(|| running[index - self.idle.len()], |i| &i.0);
         let worth = reach.covered >= WORTH_A_COPY.max(live.session.len() / COPY_SHARE);
         match (worth && room).then(|| live.copy(engine, reach)).flatten() {
-            Some(live) => {
-                Ok(Start { live, covered: reach.covered, source: ReuseSource::Copy })
-            }
+            Some(live) => Ok(Start { live, covered: reach.covered, source: ReuseSource::Copy }),
             None => Start::empty(engine),
         }
     }

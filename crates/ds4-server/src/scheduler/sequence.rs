@@ -49,7 +49,12 @@ pub(super) enum Outcome {
 
 impl<B: Backend> Sequence<B> {
     /// Begins a request on a session that stands for the first tokens of its prompt.
-    pub(super) fn new(submitted: Submitted, start: Start<B>, context: usize, tokenizer: &Tokenizer) -> Self {
+    pub(super) fn new(
+        submitted: Submitted,
+        start: Start<B>,
+        context: usize,
+        tokenizer: &Tokenizer,
+    ) -> Self {
         let Submitted { job, events, since } = submitted;
         let Job { prompt, max_tokens, sampling, seed, top_logprobs, guide, deadline, .. } = job;
         let kept = start.live.session.len();
@@ -140,16 +145,20 @@ impl<B: Backend> Sequence<B> {
                 self.masked.clear();
                 self.masked.resize(logits.len(), f32::NEG_INFINITY);
                 mask.iter_set_entries(|token| self.masked[token] = logits[token]);
-                if greedy { sampling::argmax(&self.masked) } else { self.sampler.sample(&self.masked) }
+                if greedy {
+                    sampling::argmax(&self.masked)
+                } else {
+                    self.sampler.sample(&self.masked)
+                }
             }
         };
         let token = drawn.map_err(|error| error.to_string())?;
         if tokenizer.special().ends_turn(token) {
             return Ok(Some(Finish::Stop));
         }
-        let logprobs = self.top_logprobs.map(|n| {
-            (sampling::logprob(logits, token), sampling::top_logprobs(logits, n))
-        });
+        let logprobs = self
+            .top_logprobs
+            .map(|n| (sampling::logprob(logits, token), sampling::top_logprobs(logits, n)));
         self.add(AnswerToken { token, logprobs })
     }
 

@@ -332,7 +332,8 @@ impl<B: Backend> Worker<B> {
     }
 
     fn note_duration(&self, time: Duration) {
-        let (old, new) = (self.load.usual_millis.load(Ordering::Relaxed), time.as_millis() as usize);
+        let (old, new) =
+            (self.load.usual_millis.load(Ordering::Relaxed), time.as_millis() as usize);
         let usual = if old == 0 { new } else { (old * 7 + new) / 8 };
         self.load.usual_millis.store(usual, Ordering::Relaxed);
     }

@@ -3,10 +3,7 @@
 //! The last user turn names its script as `[name]`. What is said so far selects the rest of the
 //! script, however it was split into tokens; after the script, or off it, the turn ends.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use ds4_engine::{
     Backend, TokenId,
@@ -118,11 +115,23 @@ impl Backend for Scripted {
         Ok(())
     }
 
-    fn compress(&self, _: usize, _: &Batch, _: &mut Rows, _: &mut [&mut Vec<TokenId>]) -> StageResult {
+    fn compress(
+        &self,
+        _: usize,
+        _: &Batch,
+        _: &mut Rows,
+        _: &mut [&mut Vec<TokenId>],
+    ) -> StageResult {
         Ok(())
     }
 
-    fn select_rows(&self, _: usize, _: &Batch, _: &mut Rows, _: &mut [&mut Vec<TokenId>]) -> StageResult {
+    fn select_rows(
+        &self,
+        _: usize,
+        _: &Batch,
+        _: &mut Rows,
+        _: &mut [&mut Vec<TokenId>],
+    ) -> StageResult {
         Ok(())
     }
 

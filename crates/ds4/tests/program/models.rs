@@ -15,8 +15,9 @@ fn synthetic_models_run() {
     assert!(error(&synth).ends_with("--force to replace it"));
     let report = json(&["inspect", "-m", str(&model), "--json"]);
     assert_eq!(report["layers"], 4, "{report}");
-    let answer = json(&["run", "-m", str(&model), "-p", "Hi", "-n", "3", "--json"]);
-    assert_eq!(answer["answer_tokens"], 3);
+    let answer = json(&["run", "-m", str(&model), "-p", "Hi", "-n", "3", "--seed", "1", "--json"]);
+    // Noise may end at any token.
+    assert!(answer["answer_tokens"].as_u64() <= Some(3), "{answer}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left behind");
 }
 
