@@ -87,11 +87,9 @@ impl PromptEncoder {
     }
 }
 
-impl EncodedPrompt {
-    /// How many tokens of `processed` can stay when this prompt is next: those
-    /// that both begin with, but at least the prompt's last is left to compute.
-    pub fn shared_with(&self, processed: &[TokenId]) -> usize {
-        let common = self.ids.iter().zip(processed).take_while(|(a, b)| a == b).count();
-        common.min(self.ids.len().saturating_sub(1))
-    }
+/// How many tokens of `processed` can stay when `prompt` is next: those that both begin with, but
+/// at least the prompt's last is left to compute.
+pub fn shared_prefix(processed: &[TokenId], prompt: &[TokenId]) -> usize {
+    let common = prompt.iter().zip(processed).take_while(|(a, b)| a == b).count();
+    common.min(prompt.len().saturating_sub(1))
 }

@@ -66,21 +66,25 @@ impl Speed {
     }
 }
 
-/// Appends `tokens` and returns the logits after the last; `None` if Ctrl-C came first, and then
-/// the session holds a part of them.
+/// Appends `tokens` and returns the logits of the last, if `wanted`; `None` if Ctrl-C came first,
+/// and then the session holds a part of them.
 pub fn prefill(
     engine: &Engine,
     session: &mut Session,
     tokens: &[TokenId],
+    wanted: LogitsWanted,
     bar: Option<&ProgressBar>,
     speed: &mut Speed,
 ) -> Result<Option<Vec<f32>>> {
     let mut logits = Vec::new();
-    for chunk in tokens.chunks(PREFILL_CHUNK) {
+    let last = tokens.len().div_ceil(PREFILL_CHUNK);
+    for (i, chunk) in (1..).zip(tokens.chunks(PREFILL_CHUNK)) {
         if interrupt::pressed() {
             return Ok(None);
         }
-        logits = step(engine, session, chunk, speed)?;
+        // The head reads as much as a layer; what nobody asks for is not computed.
+        let wanted = if i == last { wanted } else { LogitsWanted::None };
+        logits = step(engine, session, chunk, wanted, speed)?;
         if let Some(bar) = bar {
             bar.inc(chunk.len() as u64);
         }
@@ -88,15 +92,16 @@ pub fn prefill(
     Ok(Some(logits))
 }
 
-/// Appends `tokens` in one step; returns the logits after the last.
+/// Appends `tokens` in one step; returns the logits that are wanted.
 pub fn step(
     engine: &Engine,
     session: &mut Session,
     tokens: &[TokenId],
+    logits: LogitsWanted,
     speed: &mut Speed,
 ) -> Result<Vec<f32>> {
     let start = Instant::now();
-    let mut logits = engine.step(&mut [Work { session, tokens, logits: LogitsWanted::Last }])?;
+    let mut logits = engine.step(&mut [Work { session, tokens, logits }])?;
     speed.tokens += tokens.len();
     speed.time += start.elapsed();
     Ok(logits.remove(0).data)
@@ -129,7 +134,7 @@ pub fn decode(
         }
         // The logits after the last token are of no use.
         if left > 0 {
-            logits = step(engine, session, &[token], speed)?;
+            logits = step(engine, session, &[token], LogitsWanted::Last, speed)?;
         }
     }
     Ok(Finish::Length)

@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use ds4_engine::{Checkpoint, TokenId};
+use ds4_model::prompt::shared_prefix;
 
 use crate::compute::{Engine, Session};
 
@@ -25,9 +26,7 @@ impl LiveSession {
     /// Drops what `prompt` doesn't begin with, and more where that position can't be reached; at
     /// least the prompt's last token is left to compute. What stays is the session's length.
     pub fn keep_prefix_of(&mut self, engine: &Engine, prompt: &[TokenId]) -> Result<()> {
-        let tokens = self.session.tokens();
-        let common = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let position = common.min(prompt.len().saturating_sub(1));
+        let position = shared_prefix(self.session.tokens(), prompt);
         self.checkpoints.retain(|c| c.position() <= position);
         if position >= self.session.rewindable_from() {
             engine.rewind(&mut self.session, position)?;

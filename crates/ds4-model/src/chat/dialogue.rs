@@ -8,7 +8,7 @@ use crate::{
 /// A system text and the turns so far. Its [`Dialogue::conversation`] renders
 /// to the whole prompt for the next answer; since earlier reasoning is left out
 /// of later prompts, that differs from what the session holds from the last
-/// turn's beginning on (see [`crate::prompt::EncodedPrompt::shared_with`]).
+/// turn's beginning on (see [`crate::prompt::shared_prefix`]).
 #[derive(Debug, Clone, Default)]
 pub struct Dialogue {
     conversation: Conversation,

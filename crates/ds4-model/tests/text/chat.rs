@@ -3,7 +3,7 @@
 use ds4_model::{
     chat::{ChatRequest, Dialogue, MAX_REQUEST_BYTES},
     profile::{Profile, Thinking},
-    prompt::{EncodedPrompt, PromptEncoder},
+    prompt::{EncodedPrompt, PromptEncoder, shared_prefix},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -352,7 +352,7 @@ fn a_dialogue_grows_by_turns() {
     dialogue.answer("", "4");
     dialogue.ask("3+3?");
     let second = encode(&dialogue);
-    assert_eq!(second.shared_with(&session), session.len());
+    assert_eq!(shared_prefix(&session, &second.ids), session.len());
     assert_eq!(
         full().decode(&second.ids[session.len()..]),
         format!("{EOS}<｜User｜>3+3?<｜Assistant｜></think>")
@@ -366,7 +366,7 @@ fn a_dialogue_grows_by_turns() {
     dialogue.answer("easy", "6");
     dialogue.ask("4+4?");
     let third = encode(&dialogue);
-    assert_eq!(third.shared_with(&session), header);
+    assert_eq!(shared_prefix(&session, &third.ids), header);
     assert_eq!(
         full().decode(&third.ids[header..]),
         format!("</think>6{EOS}<｜User｜>4+4?<｜Assistant｜><think>")

@@ -4,7 +4,7 @@ use ds4_model::{
     profile::{Profile, Thinking},
     prompt::{
         Conversation, EncodedPrompt, InputMessage, Prompt, PromptEncoder, ResponseFormat, ToolCall,
-        ToolChoice, ToolDefinition,
+        ToolChoice, ToolDefinition, shared_prefix,
     },
 };
 use serde_json::json;
@@ -480,11 +480,11 @@ fn the_tiny_model_has_the_same_prompts_with_other_ids() {
 
 #[test]
 fn only_the_new_part_of_a_prompt_is_left_to_compute() {
-    let prompt = EncodedPrompt { text: String::new(), ids: vec![1, 2, 3, 4] };
-    assert_eq!(prompt.shared_with(&[]), 0);
-    assert_eq!(prompt.shared_with(&[1, 2, 9, 4]), 2);
-    assert_eq!(prompt.shared_with(&[1, 2, 3]), 3);
-    assert_eq!(prompt.shared_with(&[1, 2, 3, 4]), 3);
-    assert_eq!(prompt.shared_with(&[1, 2, 3, 4, 5]), 3);
-    assert_eq!(EncodedPrompt { text: String::new(), ids: vec![] }.shared_with(&[1]), 0);
+    let prompt = [1, 2, 3, 4];
+    assert_eq!(shared_prefix(&[], &prompt), 0);
+    assert_eq!(shared_prefix(&[1, 2, 9, 4], &prompt), 2);
+    assert_eq!(shared_prefix(&[1, 2, 3], &prompt), 3);
+    assert_eq!(shared_prefix(&[1, 2, 3, 4], &prompt), 3);
+    assert_eq!(shared_prefix(&[1, 2, 3, 4, 5], &prompt), 3);
+    assert_eq!(shared_prefix(&[1], &[]), 0);
 }

@@ -56,7 +56,7 @@ counted = client.messages.count_tokens(model="any", messages=[{"role": "user", "
 assert counted.input_tokens > 3
 
 try:
-    ask("text", temperature=9)
+    ask("text", extra_body={"temperature": 9})
     raise AssertionError("an error was expected")
 except BadRequestError as error:
     assert error.body["error"]["type"] == "invalid_request_error"

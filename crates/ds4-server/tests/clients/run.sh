@@ -7,8 +7,9 @@ if [ -z "${DS4_CLIENTS:-}" ]; then
     DS4_CLIENTS=$(mktemp -d)
     trap 'rm -rf "$DS4_CLIENTS"' EXIT
     python3 -m venv "$DS4_CLIENTS/py"
-    "$DS4_CLIENTS/py/bin/pip" install -q openai anthropic
-    (cd "$DS4_CLIENTS" && npm install --silent --no-audit --no-fund openai @anthropic-ai/sdk playwright-core)
+    "$DS4_CLIENTS/py/bin/pip" install -q openai==3.57.0 anthropic==2.13.0
+    (cd "$DS4_CLIENTS" && npm install --silent --no-audit --no-fund openai@6.49.0 @anthropic-ai/sdk@1.13.0 \
+        playwright-core@1.65.1)
 fi
 export DS4_CLIENTS
 cp "$here"/*.mjs "$DS4_CLIENTS"

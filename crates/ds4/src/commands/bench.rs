@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use ds4_engine::{Backend, TokenId, sampling};
+use ds4_engine::{Backend, LogitsWanted, TokenId, sampling};
 use ds4_model::Model;
 use indicatif::ProgressBar;
 
@@ -202,7 +202,14 @@ impl Bench<'_> {
     /// Appends `tokens`; returns the logits after the last, and the seconds it took.
     fn prefill(&mut self, tokens: &[TokenId]) -> Result<(Vec<f32>, f64)> {
         let mut speed = Speed::default();
-        let logits = generation::prefill(self.engine, &mut self.session, tokens, None, &mut speed)?;
+        let logits = generation::prefill(
+            self.engine,
+            &mut self.session,
+            tokens,
+            LogitsWanted::Last,
+            None,
+            &mut speed,
+        )?;
         Ok((logits.unwrap_or_default(), speed.time.as_secs_f64()))
     }
 
@@ -216,7 +223,13 @@ impl Bench<'_> {
             }
             let token = sampling::argmax(&logits)?;
             let mut speed = Speed::default();
-            logits = generation::step(self.engine, &mut self.session, &[token], &mut speed)?;
+            logits = generation::step(
+                self.engine,
+                &mut self.session,
+                &[token],
+                LogitsWanted::Last,
+                &mut speed,
+            )?;
             seconds.push(speed.time.as_secs_f64());
         }
         Ok(seconds)

@@ -3,7 +3,7 @@
 use std::{mem, sync::Arc};
 
 use anyhow::{Result, ensure};
-use ds4_engine::{TokenId, sampling::Sampler};
+use ds4_engine::{LogitsWanted, TokenId, sampling::Sampler};
 use ds4_model::{
     chat::Dialogue,
     detokenize::{Channel, OutputDelta, OutputSplitter},
@@ -206,7 +206,14 @@ impl Conversation {
         let (most, last) = new.split_at(new.len() - 1);
         let session = &mut self.live.session;
         let speed = &mut turn.prefill;
-        let read = generation::prefill(&self.engine, session, most, bar.as_ref(), speed)?;
+        let read = generation::prefill(
+            &self.engine,
+            session,
+            most,
+            LogitsWanted::None,
+            bar.as_ref(),
+            speed,
+        )?;
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
@@ -214,7 +221,8 @@ impl Conversation {
             return Ok(None);
         }
         self.live.mark(&self.engine);
-        generation::step(&self.engine, &mut self.live.session, last, speed).map(Some)
+        let session = &mut self.live.session;
+        generation::step(&self.engine, session, last, LogitsWanted::Last, speed).map(Some)
     }
 
     /// A line about a turn's speed and the context.
