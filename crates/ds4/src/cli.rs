@@ -4,16 +4,28 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{
-    bench, completions, eval, imatrix, inspect, logits, perplexity, quantize, run, synth, tokenize,
+use crate::{
+    commands::{
+        bench, completions, eval, imatrix, inspect, logits, perplexity, quantize, run, synth,
+        tokenize,
+    },
+    model,
 };
 
 /// Run DeepSeek V4 Flash locally.
 #[derive(Parser)]
-#[command(name = "ds4", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(name = "ds4", version, max_term_width = 100, after_help = after_help())]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+}
+
+fn after_help() -> String {
+    let place = model::models_directory_name().unwrap_or_else(|| "the models directory".to_owned());
+    format!(
+        "{EXAMPLES}\n\nWithout -m, commands use $DS4_MODEL, else the newest model in {place},\n\
+         else a small model built into the program."
+    )
 }
 
 const EXAMPLES: &str = "\
@@ -21,10 +33,7 @@ Examples:
   ds4 run                                 Chat in the terminal
   ds4 run -p 'Why is the sky blue?'       Answer one question
   ds4 run --nothink < notes.txt           The prompt from standard input
-  ds4 inspect -m model.gguf --ctx 100000  What is in a file, and the memory it needs
-
-Without -m, commands use $DS4_MODEL, else the newest model in the models directory
-(ds4 inspect names it), else a small model built into the program.";
+  ds4 inspect -m model.gguf --ctx 100000  What is in a file, and the memory it needs";
 
 #[derive(Subcommand)]
 enum Command {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use directories::ProjectDirs;
+use directories::{BaseDirs, ProjectDirs};
 use ds4_model::Model;
 use gguf::GgufFile;
 
@@ -74,9 +74,19 @@ pub fn models_directory() -> Option<PathBuf> {
     Some(ProjectDirs::from("", "", "ds4")?.data_dir().join("models"))
 }
 
+/// The same for people: `~` is their home.
+pub fn models_directory_name() -> Option<String> {
+    let directory = models_directory()?;
+    let home = BaseDirs::new()?;
+    Some(match directory.strip_prefix(home.home_dir()) {
+        Ok(path) => format!("~/{}", path.display()),
+        Err(_) => directory.display().to_string(),
+    })
+}
+
 fn open_file(path: &Path) -> Result<Model> {
     if !path.exists() {
-        let place = models_directory().map(|dir| format!(", or put one into {}", dir.display()));
+        let place = models_directory_name().map(|name| format!(", or put one into {name}"));
         bail!(
             "{}: no such file: name a GGUF file with -m{}",
             path.display(),

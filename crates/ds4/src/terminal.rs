@@ -5,12 +5,12 @@
 use std::{
     borrow::Cow,
     env,
-    fmt::Display,
-    io::{self, IsTerminal, Write},
+    fmt::{Display, Write},
+    io::{self, IsTerminal, Write as _},
     time::Duration,
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// A style, as escape codes around a text.
 #[derive(Clone, Copy)]
@@ -81,14 +81,25 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 pub fn progress_bar(length: u64, what: &str, unit: Unit) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
     let template = match unit {
-        Unit::Tokens => "{msg} [{bar:30}] {pos}/{len} tokens, {per_sec}, {eta} left",
+        Unit::Tokens => "{msg} [{bar:30}] {pos}/{len} tokens{rate}{left}",
         Unit::Bytes => {
-            "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
+            "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes}, {binary_bytes_per_sec}{left}"
         }
-        Unit::Steps => "{msg} [{bar:30}] {pos}/{len}, {eta} left",
+        Unit::Steps => "{msg} [{bar:30}] {pos}/{len}{left}",
     };
     let style = ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar());
-    bar.set_style(style.progress_chars("=> "));
+    // There is nothing to go by before the first step.
+    let rate = |state: &ProgressState, out: &mut dyn Write| {
+        if state.pos() > 0 {
+            let _ = write!(out, ", {:.1}/s", state.per_sec());
+        }
+    };
+    let left = |state: &ProgressState, out: &mut dyn Write| {
+        if state.pos() > 0 {
+            let _ = write!(out, ", {:#} left", HumanDuration(state.eta()));
+        }
+    };
+    bar.set_style(style.progress_chars("=> ").with_key("rate", rate).with_key("left", left));
     bar.set_message(what.to_owned());
     bar.enable_steady_tick(Duration::from_millis(200));
     bar

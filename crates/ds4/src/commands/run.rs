@@ -34,6 +34,12 @@ const NOISE_TOKENS: usize = 100;
 /// Options of `ds4 run`.
 #[derive(Args)]
 #[command(after_help = "\
+Examples:
+  ds4 run                                      Chat
+  ds4 run -p 'Why is the sky blue?' -n 500     One answer of at most 500 tokens
+  ds4 run --nothink --temp 0 < question.txt    The likeliest answer, at once
+  ds4 run -p Hi --json | jq -r .text           For programs
+
 Without -p and --prompt-file the prompt comes from standard input; if that is a terminal, a
 conversation begins (/help there says more).
 
@@ -73,14 +79,14 @@ pub struct RunArgs {
     /// Tokens that an answer may have, reasoning included [default: as many as the context takes]
     #[arg(short = 'n', long = "tokens", value_name = "N")]
     answer_tokens: Option<usize>,
-    #[command(flatten)]
-    sampling: SamplingArgs,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
     /// With --json, log-probabilities of each token and the N likeliest ones
     #[arg(long, value_name = "N", requires = "json")]
     logprobs: Option<usize>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     #[command(flatten)]
     compute: ComputeArgs,
 }

@@ -28,14 +28,14 @@ pub struct SynthArgs {
     /// Widths of the model: the real ones, or a few megabytes
     #[arg(long, value_enum, default_value = "flash")]
     shape: Shape,
-    /// Layers, of flash's 43
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=43))]
-    layers: u8,
-    /// Storage types: f32, f16, q8, q2, q4 or mxfp4
+    /// Layers, of flash's 43 [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=43))]
+    layers: Option<u8>,
+    /// Storage types: f32, f16, q8, q4, mxfp4 or q2
     #[arg(long, default_value = "q2")]
     recipe: Recipe,
     /// Seed of the weights
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Replace the file if it exists
     #[arg(long)]
@@ -60,10 +60,7 @@ pub fn run(args: &SynthArgs) -> Result<ExitCode> {
             bail!("{name}: exists already: choose another name, or --force to replace it");
         }
     }
-    let config = match args.shape {
-        Shape::Flash => synth::flash(args.layers.into()),
-        Shape::Tiny => synth::tiny(),
-    };
+    let config = args.config()?;
     interrupt::catch(Again::Exit)?;
     match write(args, &config) {
         Err(_) if interrupt::pressed() => {
@@ -74,6 +71,16 @@ pub fn run(args: &SynthArgs) -> Result<ExitCode> {
         Ok(bytes) => {
             terminal::note(format_args!("{name}: {}", terminal::bytes(bytes)));
             Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+impl SynthArgs {
+    fn config(&self) -> Result<Config> {
+        match (self.shape, self.layers) {
+            (Shape::Flash, layers) => Ok(synth::flash(layers.unwrap_or(4).into())),
+            (Shape::Tiny, None) => Ok(synth::tiny()),
+            (Shape::Tiny, Some(_)) => bail!("--layers: the tiny shape has its own, use flash"),
         }
     }
 }

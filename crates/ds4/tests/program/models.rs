@@ -26,6 +26,9 @@ fn a_failed_synth_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("no").join("model.gguf");
     error(&["synth", "--shape", "tiny", str(&missing)]);
+    let model = folder.path().join("model.gguf");
+    let error = error(&["synth", "--shape", "tiny", "--layers", "9", str(&model)]);
+    assert!(error.ends_with("the tiny shape has its own, use flash"), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
