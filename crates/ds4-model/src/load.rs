@@ -19,6 +19,7 @@ use crate::{
     config::Config,
     error::{Error, Result, shown},
     split::Parts,
+    synth::{self, Recipe},
     weights::Weights,
 };
 
@@ -31,6 +32,8 @@ pub struct Model {
     /// What was found in the files and is not used, a line each.
     pub warnings: Vec<String>,
     parts: Parts,
+    /// Of the weights, if they are generated.
+    seed: Option<u64>,
     identity: OnceLock<[u8; 32]>,
 }
 
@@ -43,7 +46,7 @@ impl Model {
     /// # Errors
     /// If a file cannot be opened, is damaged, or is not a model that this program can run.
     pub fn open(path: &Path) -> Result<Model> {
-        Model::from_parts(Parts::open(path)?)
+        Model::from_parts(Parts::open(path)?, None)
     }
 
     /// Makes a model of one file that is open already, such as an embedded one.
@@ -51,18 +54,33 @@ impl Model {
     /// # Errors
     /// If it is not a model that this program can run, or only a part of one.
     pub fn from_gguf(file: GgufFile) -> Result<Model> {
-        Model::from_parts(Parts::single(file)?)
+        Model::from_parts(Parts::single(file)?, None)
     }
 
-    fn from_parts(parts: Parts) -> Result<Model> {
+    /// The model that [`synth::write`] would write with this seed, without a file: matrices are
+    /// generated where they are used. `name` stands for the file in messages.
+    ///
+    /// # Errors
+    /// If the shape does not suit the recipe.
+    pub fn dummy(name: &str, config: &Config, recipe: Recipe, seed: u64) -> Result<Model> {
+        let header = GgufFile::from_layout(&synth::layout(name, config, recipe)?)?;
+        Model::from_parts(Parts::single(header)?, Some(seed))
+    }
+
+    fn from_parts(parts: Parts, seed: Option<u64>) -> Result<Model> {
         if is_draft_only(&parts) {
             return Err(Error::DraftOnly { file: parts.first().name().to_owned() });
         }
         let config = Config::read(parts.first(), |name| Some(parts.tensor(name)?.1))?;
         check_token_count(parts.first(), config.vocab)?;
-        let weights = bind::weights(&parts, &config)?;
+        let weights = bind::weights(&parts, &config, seed)?;
         let warnings = unused(&parts, &config);
-        Ok(Model { config, weights, warnings, parts, identity: OnceLock::new() })
+        Ok(Model { config, weights, warnings, parts, seed, identity: OnceLock::new() })
+    }
+
+    /// Whether the weights are generated, so that the only file is the header of one.
+    pub fn is_dummy(&self) -> bool {
+        self.seed.is_some()
     }
 
     /// The files, in order if there are several.
@@ -77,7 +95,7 @@ impl Model {
 
     /// Size of all files together.
     pub fn file_bytes(&self) -> u64 {
-        self.files().iter().map(|file| file.bytes().len() as u64).sum()
+        self.files().iter().map(|file| file.file_bytes()).sum()
     }
 
     /// Bytes of the tensors of each role that the model has.
@@ -101,13 +119,21 @@ impl Model {
     ///
     /// The first call reads a page of every tensor; later ones are free.
     pub fn identity(&self) -> [u8; 32] {
-        *self.identity.get_or_init(|| identity(self.files()))
+        *self.identity.get_or_init(|| identity(self.files(), self.seed))
     }
 }
 
-fn identity(files: &[Arc<GgufFile>]) -> [u8; 32] {
+fn identity(files: &[Arc<GgufFile>], seed: Option<u64>) -> [u8; 32] {
     const SAMPLE: usize = 4096;
     let mut hasher = blake3::Hasher::new();
+    if let Some(seed) = seed {
+        // All else about the weights follows from the header.
+        hasher.update(&seed.to_le_bytes());
+        for header in files {
+            hasher.update(header.bytes());
+        }
+        return *hasher.finalize().as_bytes();
+    }
     for file in files {
         let bytes = file.bytes();
         let data_start = file.tensors().iter().map(|tensor| tensor.range.start).min();

@@ -4,11 +4,12 @@
 //! serve tests that need a model of some odd shape. The same shape, recipe and
 //! seed give the same bytes, and a model of fewer layers equals the beginning of a longer one.
 
+pub mod generator;
 mod metadata;
-mod random;
 mod recipe;
 mod shape;
 
+pub use generator::Generator;
 pub use recipe::Recipe;
 pub use shape::{flash, tiny};
 
@@ -22,7 +23,6 @@ use crate::{
     config::Config,
     error::{Error, Result},
 };
-use random::Generator;
 
 /// Bytes that are generated before they are written.
 const PIECE: usize = 32 << 20;
@@ -34,7 +34,7 @@ const TASK: usize = 1 << 20;
 /// # Errors
 /// If the shape does not suit the recipe.
 pub fn file_bytes(config: &Config, recipe: Recipe) -> Result<u64> {
-    Ok(Plan::new(config, recipe)?.layout.file_bytes())
+    Ok(layout("synthetic model", config, recipe)?.file_bytes())
 }
 
 /// Writes a model of shape `config` with random weights. `progress` hears of every piece of
@@ -49,14 +49,12 @@ pub fn write<W: Write>(
     out: W,
     mut progress: impl FnMut(u64),
 ) -> Result<W> {
-    let plan = Plan::new(config, recipe)?;
+    let plan = Plan::new("synthetic model", config, recipe)?;
     let mut writer = Writer::new(out, plan.layout)?;
     let mut piece = Vec::new();
     for (expected, spec) in &plan.tensors {
-        let generator = Generator::new(config, expected, spec, seed);
-        // A whole number of blocks and of random words.
-        let unit = spec.ty.block_bytes() * 8;
-        let (piece_bytes, task_bytes) = (PIECE / unit * unit, TASK / unit * unit);
+        let generator = Generator::new(config, expected, spec.ty, seed);
+        let (piece_bytes, task_bytes) = (generator.piece_bytes(PIECE), generator.piece_bytes(TASK));
         let total = generator.bytes();
         let mut start = 0;
         while start < total {
@@ -73,13 +71,21 @@ pub fn write<W: Write>(
     Ok(writer.finish()?)
 }
 
+/// What [`write()`] makes, without its tensors' data. `name` is that of the file.
+///
+/// # Errors
+/// If the shape does not suit the recipe.
+pub(crate) fn layout(name: &str, config: &Config, recipe: Recipe) -> Result<FileLayout> {
+    Ok(Plan::new(name, config, recipe)?.layout)
+}
+
 struct Plan {
     layout: FileLayout,
     tensors: Vec<(ExpectedTensor, TensorSpec)>,
 }
 
 impl Plan {
-    fn new(config: &Config, recipe: Recipe) -> Result<Self> {
+    fn new(name: &str, config: &Config, recipe: Recipe) -> Result<Self> {
         let tensors: Vec<(ExpectedTensor, TensorSpec)> = expected_tensors(config)
             .map(|expected| {
                 let ty = recipe.type_of(expected.binding.role);
@@ -95,7 +101,7 @@ impl Plan {
             })
             .collect::<Result<_>>()?;
         let specs: Vec<TensorSpec> = tensors.iter().map(|(_, spec)| spec.clone()).collect();
-        let layout = FileLayout::new("synthetic model", &metadata::of(config, recipe)?, &specs)?;
+        let layout = FileLayout::new(name, &metadata::of(config, recipe)?, &specs)?;
         Ok(Plan { layout, tensors })
     }
 }
@@ -105,7 +111,10 @@ mod tests {
     use gguf::GgufFile;
 
     use super::*;
-    use crate::Model;
+    use crate::{
+        Model,
+        weights::{Routing, TensorData},
+    };
 
     fn bytes(config: &Config, recipe: Recipe, seed: u64) -> Vec<u8> {
         write(config, recipe, seed, Vec::new(), |_| {}).unwrap()
@@ -121,6 +130,70 @@ mod tests {
             assert_eq!(model.config, config, "{recipe:?}");
             assert!(model.warnings.is_empty(), "{:?}", model.warnings);
         }
+    }
+
+    #[test]
+    fn a_dummy_is_the_model_in_the_file() {
+        for recipe in Recipe::ALL {
+            let config = tiny();
+            let file = bytes(&config, *recipe, 5);
+            let size = file.len() as u64;
+            let written = Model::from_gguf(GgufFile::from_vec("file", file).unwrap()).unwrap();
+            let dummy = Model::dummy("dummy", &config, *recipe, 5).unwrap();
+            assert!(dummy.is_dummy() && !written.is_dummy());
+            assert_eq!(dummy.config, config);
+            assert_eq!(dummy.file_bytes(), size);
+            assert_eq!(dummy.weight_bytes(), written.weight_bytes());
+            for (dummy, written) in matrices(&dummy).into_iter().zip(matrices(&written)) {
+                assert_eq!(dummy.byte_count(), written.byte_count());
+                assert!(dummy.bytes() == written.bytes());
+                assert!(dummy.generator().is_some() && written.generator().is_none());
+            }
+            for (dummy, written) in dummy.weights.layers.iter().zip(&written.weights.layers) {
+                assert_eq!(dummy.attn.norm, written.attn.norm);
+                match (&dummy.ffn.routing, &written.ffn.routing) {
+                    (Routing::Hash(dummy), Routing::Hash(written)) => assert_eq!(dummy, written),
+                    (Routing::Bias(dummy), Routing::Bias(written)) => assert_eq!(dummy, written),
+                    _ => panic!("another way of routing"),
+                }
+            }
+        }
+    }
+
+    /// One matrix of every role, and a stack of either type.
+    fn matrices(model: &Model) -> Vec<&TensorData> {
+        let weights = &model.weights;
+        let layer = &weights.layers[1];
+        let (compressor, indexer) =
+            (layer.compressor.as_ref().unwrap(), layer.indexer.as_ref().unwrap());
+        let matrices = [
+            &weights.token_embedding,
+            &weights.output,
+            &layer.attn.q_b,
+            &layer.attn_hc.function,
+            &layer.ffn.router,
+            &layer.ffn.shared_down,
+            &compressor.kv,
+            &indexer.q_b,
+        ];
+        let stacks = [&layer.ffn.gate, &layer.ffn.down].map(|stack| &stack.data);
+        matrices.map(|matrix| &matrix.data).into_iter().chain(stacks).collect()
+    }
+
+    #[test]
+    fn dummies_are_told_apart_without_their_weights() {
+        let identity = |recipe, seed| Model::dummy("a", &tiny(), recipe, seed).unwrap().identity();
+        let same = Model::dummy("b", &tiny(), Recipe::Q2, 1).unwrap().identity();
+        assert_eq!(identity(Recipe::Q2, 1), same);
+        assert_ne!(identity(Recipe::Q2, 2), same);
+        assert_ne!(identity(Recipe::Q4, 1), same);
+    }
+
+    #[test]
+    fn a_dummy_of_the_full_size_costs_nothing() {
+        let dummy = Model::dummy("flash", &flash(43), Recipe::Q2, 0).unwrap();
+        assert!(dummy.file_bytes() > 80 << 30);
+        assert_eq!(dummy.config.context_length, 1 << 20);
     }
 
     #[test]

@@ -3,26 +3,65 @@
 //! Matrices stay in their file format, borrowed from the mapping; vectors and
 //! the few small tables that kernels read as f32 are converted once.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use gguf::{GgufFile, TensorType};
 
-/// Bytes of one tensor inside a mapped file, kept alive by it.
+use crate::synth::Generator;
+
+/// Bytes of one tensor.
 #[derive(Clone)]
-pub struct TensorData {
-    file: Arc<GgufFile>,
-    range: Range<usize>,
+pub struct TensorData(Source);
+
+#[derive(Clone)]
+enum Source {
+    /// Inside a mapped file, kept alive by it.
+    File(Arc<GgufFile>, Range<usize>),
+    /// Made when they are first asked for.
+    Generated(Arc<Generated>),
+}
+
+struct Generated {
+    generator: Generator,
+    bytes: OnceLock<Vec<u8>>,
 }
 
 impl TensorData {
     /// `range` of the data of `file`; it must lie inside the file's mapping.
-    pub(crate) fn new(file: Arc<GgufFile>, range: Range<usize>) -> Self {
-        TensorData { file, range }
+    pub(crate) fn in_file(file: Arc<GgufFile>, range: Range<usize>) -> Self {
+        TensorData(Source::File(file, range))
     }
 
-    /// The tensor's bytes.
+    /// What `generator` makes.
+    pub(crate) fn generated(generator: Generator) -> Self {
+        TensorData(Source::Generated(Arc::new(Generated { generator, bytes: OnceLock::new() })))
+    }
+
+    /// The tensor's bytes. Those of a generated one are made by the first call, and kept.
     pub fn bytes(&self) -> &[u8] {
-        &self.file.bytes()[self.range.clone()]
+        match &self.0 {
+            Source::File(file, range) => &file.bytes()[range.clone()],
+            Source::Generated(tensor) => tensor.bytes.get_or_init(|| tensor.generator.generate()),
+        }
+    }
+
+    /// How many they are; none is made.
+    pub fn byte_count(&self) -> usize {
+        match &self.0 {
+            Source::File(_, range) => range.len(),
+            Source::Generated(tensor) => tensor.generator.bytes(),
+        }
+    }
+
+    /// What makes the bytes, if they are generated: a device can do the same in its own memory.
+    pub fn generator(&self) -> Option<&Generator> {
+        match &self.0 {
+            Source::File(..) => None,
+            Source::Generated(tensor) => Some(&tensor.generator),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use memmap2::Mmap;
 
-use crate::{Error, Metadata, TensorType, parse::parse};
+use crate::{Error, FileLayout, Metadata, TensorType, parse::parse};
 
 /// A GGUF file. Everything but the values of tensors has been checked: every
 /// tensor's range lies inside the file, and no two overlap.
@@ -18,6 +18,7 @@ use crate::{Error, Metadata, TensorType, parse::parse};
 pub struct GgufFile {
     name: String,
     data: Data,
+    len: usize,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
@@ -76,11 +77,27 @@ impl GgufFile {
         Self::new(name.into(), Data::Static(bytes))
     }
 
+    /// The header of a file that was laid out and not written: metadata and table of tensors,
+    /// whose data exist nowhere.
+    ///
+    /// # Errors
+    /// If a file of that size could not be mapped.
+    pub fn from_layout(layout: &FileLayout) -> Result<Self, Error> {
+        let header = Data::Owned(layout.header().to_vec());
+        let len = usize::try_from(layout.file_bytes()).unwrap_or(usize::MAX);
+        Self::with_len(layout.file().to_owned(), header, len)
+    }
+
     fn new(name: String, data: Data) -> Result<Self, Error> {
-        let contents = parse(&name, data.bytes())?;
+        let len = data.bytes().len();
+        Self::with_len(name, data, len)
+    }
+
+    fn with_len(name: String, data: Data, len: usize) -> Result<Self, Error> {
+        let contents = parse(&name, data.bytes(), len)?;
         let metadata = Metadata::new(name.clone(), contents.metadata);
         let (tensors, by_name) = (contents.tensors, contents.by_name);
-        Ok(GgufFile { name, data, metadata, tensors, by_name })
+        Ok(GgufFile { name, data, len, metadata, tensors, by_name })
     }
 
     /// The file's name, as in messages.
@@ -88,8 +105,13 @@ impl GgufFile {
         &self.name
     }
 
-    /// The whole file. Where tensors start is aligned inside the file, but an
-    /// embedded file itself may start at any address.
+    /// Size of the whole file.
+    pub fn file_bytes(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// The whole file, or the header of one [from a layout](Self::from_layout). Where tensors
+    /// start is aligned inside the file, but an embedded file itself may start at any address.
     pub fn bytes(&self) -> &[u8] {
         self.data.bytes()
     }
@@ -112,7 +134,8 @@ impl GgufFile {
     /// The bytes of a tensor of this file.
     ///
     /// # Panics
-    /// If `tensor` belongs to another file and lies outside this one.
+    /// If `tensor` belongs to another file and lies outside this one, or this is a
+    /// [header](Self::from_layout).
     pub fn tensor_bytes(&self, tensor: &TensorInfo) -> &[u8] {
         &self.bytes()[tensor.range.clone()]
     }

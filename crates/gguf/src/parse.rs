@@ -28,11 +28,12 @@ pub(crate) struct Contents {
     pub(crate) by_name: HashMap<String, usize>,
 }
 
-/// Reads everything but tensor data. `file` is the file's name in messages.
-pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Contents, Error> {
+/// Reads everything but tensor data from `bytes`, the beginning of a file of `file_bytes`. `file`
+/// is the file's name in messages.
+pub(crate) fn parse(file: &str, bytes: &[u8], file_bytes: usize) -> Result<Contents, Error> {
     check_magic(file, bytes)?;
     let mut cursor = Cursor::new(bytes, MAGIC.len());
-    parse_after_magic(&mut cursor, bytes.len()).map_err(|(place, problem)| Error::Malformed {
+    parse_after_magic(&mut cursor, file_bytes).map_err(|(place, problem)| Error::Malformed {
         file: file.to_owned(),
         place,
         problem,

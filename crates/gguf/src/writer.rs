@@ -52,6 +52,11 @@ impl FileLayout {
         Ok(FileLayout { file, header, tensors, file_bytes })
     }
 
+    /// The file's name, as in messages.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
     /// Everything before the first tensor's data, padding included.
     pub fn header(&self) -> &[u8] {
         &self.header

@@ -9,15 +9,17 @@ use crate::{
     config::{Config, LayerKind},
     error::{Error, Result},
     split::Parts,
+    synth::Generator,
     weights::{
         Attention, Compressor, ExpertStack, Experts, HyperConnection, Indexer, LayerWeights,
         Matrix, Routing, TensorData, Weights,
     },
 };
 
-/// Binds and validates every tensor of the model.
-pub(super) fn weights(parts: &Parts, config: &Config) -> Result<Weights> {
-    let scope = |layer| Scope { parts, config, layer };
+/// Binds and validates every tensor of the model. With a seed the files are headers alone, and
+/// the tensors' data are generated.
+pub(super) fn weights(parts: &Parts, config: &Config, seed: Option<u64>) -> Result<Weights> {
+    let scope = |layer| Scope { parts, config, layer, seed };
     let root = scope(None);
     Ok(Weights {
         token_embedding: root.matrix(Slot::TokenEmbedding)?,
@@ -40,6 +42,7 @@ struct Scope<'a> {
     parts: &'a Parts,
     config: &'a Config,
     layer: Option<usize>,
+    seed: Option<u64>,
 }
 
 /// A tensor of the right shape and type, and the file that holds it.
@@ -47,6 +50,7 @@ struct Found<'a> {
     file: &'a Arc<GgufFile>,
     info: &'a TensorInfo,
     expected: ExpectedTensor,
+    data: TensorData,
 }
 
 impl<'a> Scope<'a> {
@@ -144,13 +148,13 @@ impl<'a> Scope<'a> {
     fn matrix(self, slot: Slot) -> Result<Matrix> {
         let found = self.find(slot)?;
         let [cols, rows] = found.sizes();
-        Ok(Matrix { ty: found.info.ty, rows, cols, data: found.data() })
+        Ok(Matrix { ty: found.info.ty, rows, cols, data: found.data })
     }
 
     fn stack(self, slot: Slot) -> Result<ExpertStack> {
         let found = self.find(slot)?;
         let [cols, rows, experts] = found.sizes();
-        Ok(ExpertStack { ty: found.info.ty, experts, rows, cols, data: found.data() })
+        Ok(ExpertStack { ty: found.info.ty, experts, rows, cols, data: found.data })
     }
 
     /// A small tensor as f32, row after row.
@@ -158,7 +162,7 @@ impl<'a> Scope<'a> {
         let found = self.find(slot)?;
         let [elements] = found.sizes();
         let mut values = vec![0.0; elements];
-        dequantize_row(found.info.ty, found.file.tensor_bytes(found.info), &mut values)?;
+        dequantize_row(found.info.ty, found.data.bytes(), &mut values)?;
         match values.iter().position(|value| !value.is_finite()) {
             Some(index) => {
                 let (file, tensor) = (found.file.name().to_owned(), found.expected.name);
@@ -171,7 +175,7 @@ impl<'a> Scope<'a> {
     fn expert_table(self) -> Result<Vec<u32>> {
         let found = self.find(Slot::RouterTable)?;
         let experts = self.config.experts;
-        let (ids, _) = found.file.tensor_bytes(found.info).as_chunks::<4>();
+        let (ids, _) = found.data.bytes().as_chunks::<4>();
         let check = |(index, id): (usize, &[u8; 4])| {
             let expert = i32::from_le_bytes(*id);
             let in_range = |id: &u32| (*id as usize) < experts;
@@ -210,7 +214,14 @@ impl<'a> Scope<'a> {
             let found = info.ty;
             return Err(Error::TensorType { file: file_name, tensor, found, expected: types });
         }
-        Ok(Found { file, info, expected })
+        let data = match self.seed {
+            Some(seed) => {
+                let generator = Generator::new(self.config, &expected, info.ty, seed);
+                TensorData::generated(generator)
+            }
+            None => TensorData::in_file(file.clone(), info.range.clone()),
+        };
+        Ok(Found { file, info, expected, data })
     }
 
     /// Why this layer has a tensor that not every layer has.
@@ -238,9 +249,5 @@ impl Found<'_> {
             sizes[index.min(N - 1)] *= dim as usize;
         }
         sizes
-    }
-
-    fn data(&self) -> TensorData {
-        TensorData::new(self.file.clone(), self.info.range.clone())
     }
 }

@@ -309,3 +309,19 @@ proptest! {
         prop_assert_eq!(write(&metadata, &read).unwrap(), bytes);
     }
 }
+
+#[test]
+fn a_layout_alone_can_be_read() {
+    let specs = [spec("a", &[8, 1 << 30], TensorType::F32), spec("b", &[4], TensorType::F32)];
+    let layout = FileLayout::new("planned.gguf", &sample_metadata(), &specs).unwrap();
+    let file = GgufFile::from_layout(&layout).unwrap();
+    assert_eq!(file.name(), "planned.gguf");
+    assert_eq!(file.file_bytes(), layout.file_bytes());
+    assert_eq!(file.bytes(), layout.header());
+    assert_eq!(file.metadata().usize("u32").unwrap(), 43);
+    for (i, (tensor, spec)) in file.tensors().iter().zip(&specs).enumerate() {
+        assert_eq!((&tensor.name, &tensor.dims, tensor.ty), (&spec.name, &spec.dims, spec.ty));
+        let range = layout.tensor_range(i);
+        assert_eq!(tensor.range, range.start as usize..range.end as usize);
+    }
+}

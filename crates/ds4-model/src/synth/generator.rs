@@ -1,14 +1,18 @@
 //! Random tensor data, directly in storage format.
 //!
 //! The generator is counter-based: word `i` of a tensor follows from the seed,
-//! the tensor's name and `i` alone, so any part can be made anywhere, in any order.
+//! the tensor's name and `i` alone, so any part can be made anywhere, in any order. What a
+//! device needs to make the same bytes is public, and simple enough to be written twice:
+//! integers, table look-ups, and for floats one rounded product.
 //!
 //! Matrices have a standard deviation of 1/√columns, so that an input of unit size gives an
 //! output of unit size and activations stay finite through any number of layers. Nothing is
 //! the same everywhere, not even the scales of blocks, so that a program that takes a number
 //! from the wrong place computes something else.
 
-use gguf::{TensorSpec, TensorType, dequantize_row};
+use std::{num::NonZeroUsize, thread};
+
+use gguf::{TensorType, dequantize_row};
 use half::{bf16, f16};
 
 use crate::{
@@ -17,7 +21,8 @@ use crate::{
 };
 
 /// Makes the data of one tensor.
-pub(super) struct Generator {
+#[derive(Debug, Clone)]
+pub struct Generator {
     key: u64,
     ty: TensorType,
     bytes: usize,
@@ -25,44 +30,72 @@ pub(super) struct Generator {
 }
 
 /// What a tensor holds.
-enum Content {
-    /// Numbers spread evenly from `middle − reach` to `middle + reach`, in a float type.
-    Uniform { middle: f32, reach: f32 },
-    /// Random blocks with these scales.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// Numbers in a float type, spread evenly over 2¹⁶ places: number `i` is
+    /// (2·(word `i` >> 48) − 65535) · `half_step` + `middle`. Where `middle` is 0 it doesn't matter
+    /// whether sum and product are rounded once or twice.
+    Floats {
+        /// Their mean.
+        middle: f32,
+        /// Half the distance between neighbours.
+        half_step: f32,
+    },
+    /// Random blocks: byte `i` is byte `i % 8` of word `i / 8`, lowest first, except for the scales.
     Blocks(Scales),
     /// Rows of distinct expert ids.
-    ExpertIds { experts: u64, used: usize },
+    ExpertIds {
+        /// Number of experts.
+        experts: u64,
+        /// Length of a row.
+        used: usize,
+    },
 }
 
 /// What blocks get as their scales, so that their numbers have the wanted spread.
-struct Scales {
+#[derive(Debug, Clone)]
+pub struct Scales {
     /// Where in a block they stand.
-    at: usize,
+    pub at: usize,
     /// How many bytes of a choice count.
-    size: usize,
-    /// One of these for each block, as the random byte that stands there says.
-    choices: Vec<[u8; 4]>,
+    pub size: usize,
+    /// [`CHOICES`] of them; the random byte at `at`, modulo their number, says which a block gets.
+    pub choices: Vec<[u8; 4]>,
 }
 
-/// A power of two.
-const CHOICES: usize = 64;
+/// Number of [`Scales::choices`], a power of two.
+pub const CHOICES: usize = 64;
 
 impl Generator {
-    pub fn new(config: &Config, expected: &ExpectedTensor, spec: &TensorSpec, seed: u64) -> Self {
-        let elements = spec.dims.iter().product::<u64>() as usize;
+    /// A generator for the tensor `expected`, stored as `ty`, of a model of shape `config`.
+    ///
+    /// # Panics
+    /// If rows are not whole blocks of `ty`, or `ty` is neither readable nor that of a table.
+    pub fn new(config: &Config, expected: &ExpectedTensor, ty: TensorType, seed: u64) -> Self {
+        let (cols, rows) = (expected.dims[0], expected.dims[1..].iter().product::<u64>());
+        let bytes = ty.row_bytes(cols as usize).expect("rows are whole blocks") * rows as usize;
         let (middle, spread) = distribution(expected);
-        let content = match spec.ty {
+        let content = match ty {
             TensorType::I32 => {
                 Content::ExpertIds { experts: config.experts as u64, used: config.experts_used }
             }
             // The standard deviation of evenly spread numbers is their reach over √3.
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
-                Content::Uniform { middle, reach: spread * 3f32.sqrt() }
+                Content::Floats { middle, half_step: spread * 3f32.sqrt() / 65535.0 }
             }
             ty => Content::Blocks(Scales::new(ty, spread)),
         };
-        let bytes = elements / spec.ty.block_len() * spec.ty.block_bytes();
-        Generator { key: seed ^ name_hash(&spec.name), ty: spec.ty, bytes, content }
+        Generator { key: seed ^ name_hash(&expected.name), ty, bytes, content }
+    }
+
+    /// What tells the tensor's words from those of any other: word `i` is that of [`word`].
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// Type of the elements.
+    pub fn ty(&self) -> TensorType {
+        self.ty
     }
 
     /// Bytes of the whole tensor.
@@ -70,14 +103,41 @@ impl Generator {
         self.bytes
     }
 
+    /// What the tensor holds.
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// A number of bytes, at most `limit` but at least one, by which [`fill`](Self::fill) can
+    /// start further on: a whole number of blocks and of words.
+    pub fn piece_bytes(&self, limit: usize) -> usize {
+        let unit = self.ty.block_bytes() * size_of::<u64>();
+        (limit / unit).max(1) * unit
+    }
+
+    /// The whole tensor.
+    ///
+    /// Its threads are not those of a pool, whose tasks may wait for this very tensor.
+    pub fn generate(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.bytes];
+        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let share = self.piece_bytes(self.bytes.div_ceil(threads));
+        thread::scope(|scope| {
+            // What rounding to whole blocks leaves over is one more share.
+            for (i, part) in bytes.chunks_mut(share).enumerate() {
+                scope.spawn(move || self.fill(i * share, part));
+            }
+        });
+        bytes
+    }
+
     /// Fills `out` with the tensor's bytes from `start` on, a multiple of 8 and of the block size.
     pub fn fill(&self, start: usize, out: &mut [u8]) {
         match &self.content {
-            Content::Uniform { middle, reach } => {
+            Content::Floats { middle, half_step } => {
                 let first = start / self.ty.block_bytes();
-                let step = 2.0 * reach / 65535.0;
-                let lowest = middle - reach;
-                let value = |i| (self.word(i as u64) >> 48) as f32 * step + lowest;
+                let place = |i| 2 * (self.word(i as u64) >> 48) as i32 - 65535;
+                let value = |i| place(i) as f32 * half_step + middle;
                 self.write_floats(out, (first..).map(value));
             }
             Content::Blocks(scales) => {
@@ -121,13 +181,17 @@ impl Generator {
         (first + slot as u64 % experts * (stride % experts)) % experts
     }
 
-    /// Random word `i`: SplitMix64 (Steele, Lea, Flood 2014), whose state is a counter.
     fn word(&self, i: u64) -> u64 {
-        let mut z = self.key.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        word(self.key, i)
     }
+}
+
+/// Random word `i` of `key`: SplitMix64 (Steele, Lea, Flood 2014), whose state is a counter.
+pub fn word(key: u64, i: u64) -> u64 {
+    let mut z = key.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 impl Scales {
