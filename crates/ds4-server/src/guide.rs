@@ -16,7 +16,7 @@ use ds4_engine::TokenId;
 use llguidance::{Matcher, toktrie::SimpleVob};
 
 pub(crate) use grammar::{Grammar, GrammarError, Grammars};
-pub(crate) use tool_set::ToolSet;
+pub(crate) use tool_set::{ToolSet, strictly};
 
 use tool_block::ToolBlock;
 

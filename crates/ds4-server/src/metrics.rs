@@ -35,7 +35,6 @@ pub(crate) struct Metrics {
     requests: Family<Ending, Counter>,
     pub(crate) cancelled: Counter,
     pub(crate) evicted: Counter,
-    pub(crate) malformed_calls: Counter,
     responses: Family<Response, Counter>,
     request_seconds: Histogram,
     running: Gauge,
@@ -96,7 +95,6 @@ impl Metrics {
             requests: Family::default(),
             cancelled: Counter::default(),
             evicted: Counter::default(),
-            malformed_calls: Counter::default(),
             responses: Family::default(),
             request_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 18)),
             running: Gauge::default(),
@@ -127,8 +125,6 @@ impl Metrics {
         let text = "Requests whose clients went away";
         r.register("requests_cancelled", text, self.cancelled.clone());
         r.register("sessions_evicted", "Idle sessions dropped", self.evicted.clone());
-        let text = "Answers with tool calls spelled in plain text, which are not calls";
-        r.register("malformed_tool_calls", text, self.malformed_calls.clone());
         r.register("http_responses", "HTTP responses", self.responses.clone());
         let (text, time) = ("Time of a request, queue included", self.request_seconds.clone());
         r.register_with_unit("request", text, Unit::Seconds, time);

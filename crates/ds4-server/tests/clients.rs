@@ -3,8 +3,14 @@
 
 mod support;
 
-use std::{env, path::PathBuf, process::Command};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
+use serde_json::{Value, json};
 use support::{Running, config, scripted::Timing};
 
 fn installed() -> PathBuf {
@@ -13,7 +19,7 @@ fn installed() -> PathBuf {
 
 /// Runs a script with the server's address, and expects success.
 fn run(program: PathBuf, script: PathBuf) {
-    let timing = Timing { step: std::time::Duration::from_millis(2), ..Timing::default() };
+    let timing = Timing { step: Duration::from_millis(2), ..Timing::default() };
     let running = Running::timed(config(), timing);
     let address = format!("http://{}", running.address);
     let output = Command::new(program).arg(&script).arg(address).output().unwrap();
@@ -50,4 +56,71 @@ fn both_for_typescript() {
 #[ignore = "needs installed clients: tests/clients/run.sh"]
 fn the_page_in_a_browser() {
     run("node".into(), installed().join("page.mjs"));
+}
+
+/// A coding agent is asked to make a file, with nothing of its own but a new home.
+fn agent(name: &str, arguments: &[&str], settings: impl Fn(&str) -> (&'static str, Value)) {
+    let mut config = config();
+    config.scheduler.context = 1 << 16;
+    let running = Running::scripted(config);
+    let home = env::temp_dir().join(format!("ds4-agent-{name}-{}", std::process::id()));
+    let work = home.join("work");
+    fs::create_dir_all(&work).unwrap();
+    let (path, settings) = settings(&format!("http://{}/v1", running.address));
+    let path = home.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, settings.to_string()).unwrap();
+    let output = at_home(&home, name).args(arguments).current_dir(&work).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complained = String::from_utf8_lossy(&output.stderr);
+    let made = fs::read_to_string(work.join("made.txt"));
+    fs::remove_dir_all(&home).unwrap();
+    assert_eq!(made.ok().as_deref(), Some("made by a tool\n"), "{name}: {said}{complained}");
+    assert!(said.contains("It is there."), "{name}: {said}{complained}");
+    println!("{name}: as expected");
+}
+
+/// A program with an environment that leads nowhere else.
+fn at_home(home: &Path, program: &str) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg("90").arg(installed().join("node_modules/.bin").join(program));
+    command.env_clear().env("PATH", env::var_os("PATH").unwrap()).env("HOME", home);
+    command.env("PI_OFFLINE", "1").env("OPENCODE_DISABLE_AUTOUPDATE", "1");
+    // Whatever is not on this machine is out of reach.
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+        command.env(name, "http://127.0.0.1:9");
+    }
+    command.env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
+    command
+}
+
+#[test]
+#[ignore = "needs installed clients: tests/clients/run.sh"]
+fn pi_runs_a_command() {
+    let arguments =
+        ["-p", "[pi] Make the file.", "--provider", "ds4", "--model", "deepseek-v4-flash"];
+    agent("pi", &arguments, |base| {
+        let model = json!({ "id": "deepseek-v4-flash", "name": "DeepSeek V4 Flash", "reasoning": true,
+            "input": ["text"], "contextWindow": 65536, "maxTokens": 8192,
+            "cost": { "input": 0, "output": 0, "cacheRead": 0, "cacheWrite": 0 } });
+        let provider = json!({ "baseUrl": base, "api": "openai-completions", "apiKey": "none",
+            "models": [model] });
+        (".pi/agent/models.json", json!({ "providers": { "ds4": provider } }))
+    });
+}
+
+#[test]
+#[ignore = "needs installed clients: tests/clients/run.sh"]
+fn opencode_runs_a_command() {
+    let arguments = ["run", "-m", "ds4/deepseek-v4-flash", "[opencode] Make the file."];
+    agent("opencode", &arguments, |base| {
+        let models =
+            json!({ "deepseek-v4-flash": { "limit": { "context": 65536, "output": 8192 } } });
+        let provider = json!({ "npm": "@ai-sdk/openai-compatible", "models": models,
+            "options": { "baseURL": base, "apiKey": "none" } });
+        (
+            ".config/opencode/opencode.json",
+            json!({ "provider": { "ds4": provider }, "model": "ds4/deepseek-v4-flash" }),
+        )
+    });
 }

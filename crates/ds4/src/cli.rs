@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     commands::{
-        bench, completions, eval, imatrix, inspect, logits, perplexity, quantize, run, synth,
-        tokenize,
+        bench, completions, eval, imatrix, inspect, logits, perplexity, quantize, run, serve,
+        synth, tokenize,
     },
     model,
 };
@@ -39,6 +39,8 @@ Examples:
 enum Command {
     /// Chat, or answer one prompt.
     Run(run::RunArgs),
+    /// Serve OpenAI and Anthropic clients over HTTP, and a page to chat on.
+    Serve(serve::ServeArgs),
     /// Say what a model file holds and how much memory it needs.
     Inspect(inspect::InspectArgs),
     /// Show how the model reads a text or a chat request.
@@ -69,6 +71,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Run(args) => return run::run(&args),
+            Command::Serve(args) => serve::run(&args)?,
             Command::Tokenize(args) => tokenize::run(&args)?,
             Command::Synth(args) => return synth::run(&args),
             Command::Eval(args) => return eval::run(&args),

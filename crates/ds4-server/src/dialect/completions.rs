@@ -229,7 +229,7 @@ fn prompt(body: &mut Map<String, Value>) -> Result<RawPrompt, ApiError> {
 
 fn tokens(list: &[Value]) -> Option<RawPrompt> {
     let ids = list.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
-    ids.collect::<Option<Vec<_>>>().map(RawPrompt::Tokens)
+    ids.collect::<Option<Vec<_>>>().filter(|ids| !ids.is_empty()).map(RawPrompt::Tokens)
 }
 
 fn stops(body: &Map<String, Value>) -> Result<Vec<String>, ApiError> {

@@ -1,6 +1,8 @@
 //! What requests ask for beyond the conversation: sampling as the client wants it, in thinking
 //! mode too, and what is odd about the request but can be lived with.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
 use crate::http::error::ApiError;
@@ -26,6 +28,8 @@ pub(crate) struct Options {
     pub(crate) named_tool: Option<String>,
     /// At most one tool may be called at once.
     pub(crate) single_call: bool,
+    /// Schemas of strict tools as they were sent, by name.
+    pub(crate) strict_schemas: HashMap<String, Value>,
     /// A prompt that needs no rendering.
     pub(crate) raw_prompt: Option<RawPrompt>,
     pub(crate) warnings: Vec<String>,
@@ -76,6 +80,7 @@ impl Options {
             min_p: number(body, "min_p", 0.0, 1.0)?,
             top_k: whole(body, "top_k", u64::from(u32::MAX))?.map(|k| k as usize),
             seed: seed(body)?,
+            strict_schemas: strict_schemas(body),
             single_call,
             model,
             ..Options::default()
@@ -90,6 +95,18 @@ impl Options {
             self.warnings.push(text);
         }
     }
+}
+
+/// Tools are functions, or have one inside.
+fn strict_schemas(body: &Map<String, Value>) -> HashMap<String, Value> {
+    let tools = body.get("tools").and_then(Value::as_array).into_iter().flatten();
+    let strict = tools.filter_map(|tool| {
+        let function = tool.get("function").unwrap_or(tool);
+        let name = function.get("name")?.as_str()?.to_owned();
+        let is_strict = function.get("strict") == Some(&Value::Bool(true));
+        is_strict.then(|| function.get("parameters").map(|schema| (name, schema.clone())))?
+    });
+    strict.collect()
 }
 
 /// Makes of the many ways to switch thinking on and off the one that DeepSeek's conversion knows.

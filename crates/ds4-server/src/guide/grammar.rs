@@ -79,7 +79,7 @@ impl Grammars {
         };
         let text = of(&is_text);
         let unending = of(&|token| !tokenizer.special().ends_turn(token));
-        let fits_name = |bytes: &[u8]| bytes.iter().all(|b| *b >= b' ' && !b"\"\\<>".contains(b));
+        let fits_name = |bytes: &[u8]| bytes.iter().all(|b| *b > b' ' && !b"\"\\<>".contains(b));
         let name = of(&|t| is_text(t) && tokenizer.bytes_of(t).is_some_and(fits_name));
         let closer = of(&|token| tokenizer.bytes_of(token) == Some(b"</"));
         let compiled = Mutex::default();

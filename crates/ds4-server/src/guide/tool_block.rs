@@ -267,7 +267,7 @@ impl TextValue {
         if self.may_close {
             mask.allow_token(grammars.special().dsml);
         } else if self.complete {
-            grammars.allow_prefixes(&mut mask, CLOSER);
+            mask.or(grammars.closer());
         }
         Ok(Next::Among { mask, greedy: self.may_close })
     }

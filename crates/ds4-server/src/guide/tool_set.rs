@@ -84,11 +84,13 @@ fn compile(grammars: &Grammars, tool: &ToolDefinition) -> Result<Tool, GrammarEr
         None => properties.is_none(),
         Some(additional) => additional != &Value::Bool(false),
     };
-    // A name that needs escapes could not be written between the quotes of a tag.
-    let plain = |name: &str| {
-        !name.is_empty() && name.chars().all(|c| !c.is_control() && !"\"\\<>｜".contains(c))
-    };
-    let properties = properties.unwrap_or(&no_properties).iter().filter(|(name, _)| plain(name));
+    let properties = properties.unwrap_or(&no_properties);
+    let odd = properties.keys().find(|name| !is_writable(name));
+    if let Some(name) = odd.filter(|_| tool.strict == Some(true)) {
+        let tool = &tool.name;
+        return Err(GrammarError(format!("tool {tool}: a call cannot name a parameter {name:?}")));
+    }
+    let properties = properties.iter().filter(|(name, _)| is_writable(name));
     let parameters = properties.map(|(name, property)| {
         let source = Source { grammars, tool, property };
         let required = required.contains(&name.as_str());
@@ -96,6 +98,39 @@ fn compile(grammars: &Grammars, tool: &ToolDefinition) -> Result<Tool, GrammarEr
     });
     let parameters = parameters.collect::<Result<_, _>>()?;
     Ok(Tool { name: tool.name.clone(), parameters, open })
+}
+
+/// Whether a parameter's name can stand in a tag: the format has no escapes for quotes, and its
+/// parser ends a name at a space.
+fn is_writable(name: &str) -> bool {
+    let fits = |c: char| !c.is_control() && !c.is_whitespace() && !"\"\\<>｜".contains(c);
+    !name.is_empty() && name.chars().all(fits)
+}
+
+/// A schema as strict mode means it: every object has all of its properties and no others.
+/// DeepSeek's conversion does the same, but drops what it does not know, such as `minItems`.
+pub(crate) fn strictly(mut schema: Value) -> Value {
+    match &mut schema {
+        Value::Object(fields) => {
+            let names = fields.get("properties").and_then(Value::as_object);
+            let names: Option<Vec<String>> = names.map(|names| names.keys().cloned().collect());
+            if let Some(names) = names {
+                fields.insert("required".to_owned(), json!(names));
+                fields.insert("additionalProperties".to_owned(), json!(false));
+            }
+            // A constant may look like a schema, and is none.
+            for (_, value) in fields.iter_mut().filter(|(key, _)| {
+                !matches!(key.as_str(), "const" | "enum" | "default" | "required")
+            }) {
+                *value = strictly(value.take());
+            }
+        }
+        Value::Array(values) => {
+            values.iter_mut().for_each(|value| *value = strictly(value.take()));
+        }
+        _ => {}
+    }
+    schema
 }
 
 /// A property of a tool's schema.
@@ -108,7 +143,7 @@ struct Source<'a> {
 impl Source<'_> {
     fn parameter(&self, name: &str, required: bool) -> Result<Parameter, GrammarError> {
         let kinds = self.kinds(self.property, 0);
-        let text = kinds.text.then(|| self.text_rule()).transpose()?;
+        let text = kinds.text.then(|| self.text_rule(self.property, 0)).transpose()?;
         let json = (kinds.other || !kinds.text).then(|| self.json(kinds.text)).transpose()?;
         Ok(Parameter { name: name.to_owned(), required, text, json })
     }
@@ -142,10 +177,29 @@ impl Source<'_> {
         alternatives.map_or(either, |some| all(some, &|one| self.kinds(one, depth + 1)))
     }
 
-    fn text_rule(&self) -> Result<TextRule, GrammarError> {
-        let values = match (self.property.get("const"), self.property.get("enum")) {
-            (Some(value), _) => Some(vec![value.clone()]),
-            (None, Some(Value::Array(values))) => Some(values.clone()),
+    /// What texts a schema takes, through references and alternatives.
+    fn text_rule(&self, schema: &Value, depth: usize) -> Result<TextRule, GrammarError> {
+        if depth > DEEPEST {
+            return self.told(Err(GrammarError("references without end".to_owned())));
+        }
+        if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
+            let pointer = target.strip_prefix('#').unwrap_or_default();
+            return match self.tool.parameters.pointer(pointer) {
+                Some(target) => self.text_rule(target, depth + 1),
+                None => self.told(Err(GrammarError(format!("nothing is at {target}")))),
+            };
+        }
+        if let Some(some) = ["anyOf", "oneOf"].iter().find_map(|key| schema.get(*key)?.as_array()) {
+            let texts = some.iter().filter(|one| self.kinds(one, depth + 1).text);
+            let rules = texts.map(|one| self.text_rule(one, depth + 1));
+            let rules = rules.collect::<Result<Vec<_>, _>>()?;
+            let either = rules.into_iter().map(Some).reduce(|a, b| TextRule::either(a?, b?));
+            let several = || GrammarError("alternatives of texts".to_owned());
+            return self.told(either.unwrap_or(Some(TextRule::Any)).ok_or_else(several));
+        }
+        let values = match (schema.get("const"), schema.get("enum")) {
+            (Some(value), _) => Some(std::slice::from_ref(value)),
+            (None, Some(Value::Array(values))) => Some(&values[..]),
             _ => None,
         };
         if let Some(values) = values {
@@ -155,27 +209,12 @@ impl Source<'_> {
         if self.tool.strict != Some(true) {
             return Ok(TextRule::Any);
         }
-        let length = |key| self.property.get(key).and_then(Value::as_u64);
-        match (
-            self.property.get("pattern").and_then(Value::as_str),
-            length("minLength"),
-            length("maxLength"),
-        ) {
-            (None, None, None) => Ok(TextRule::Any),
-            (Some(pattern), None, None) => {
-                let start = if pattern.starts_with('^') { "" } else { "(?s:.*)" };
-                let end = if pattern.ends_with('$') { "" } else { "(?s:.*)" };
-                let bare = pattern.strip_prefix('^').unwrap_or(pattern);
-                let bare = bare.strip_suffix('$').unwrap_or(bare);
-                let expression = format!("{start}(?:{bare}){end}");
+        match text_expression(schema) {
+            Ok(None) => Ok(TextRule::Any),
+            Ok(Some(expression)) => {
                 self.told(self.grammars.regex(&expression)).map(TextRule::Matching)
             }
-            (None, shortest, longest) => {
-                let longest = longest.map(|n| n.to_string()).unwrap_or_default();
-                let expression = format!("(?s:.{{{},{longest}}})", shortest.unwrap_or(0));
-                self.told(self.grammars.regex(&expression)).map(TextRule::Matching)
-            }
-            _ => self.told(Err(GrammarError("pattern together with a length".to_owned()))),
+            Err(error) => self.told(Err(error)),
         }
     }
 
@@ -220,6 +259,38 @@ impl Source<'_> {
                 self.tool.name
             ))
         })
+    }
+}
+
+impl TextRule {
+    /// Texts that fit one of two rules, where that is simple.
+    fn either(a: TextRule, b: TextRule) -> Option<TextRule> {
+        match (a, b) {
+            (TextRule::OneOf(a), TextRule::OneOf(b)) => Some(TextRule::OneOf([a, b].concat())),
+            (TextRule::Any, _) | (_, TextRule::Any) => Some(TextRule::Any),
+            _ => None,
+        }
+    }
+}
+
+/// A text's pattern or length as an expression for all of it.
+fn text_expression(schema: &Value) -> Result<Option<String>, GrammarError> {
+    let length = |key| schema.get(key).and_then(Value::as_u64);
+    let pattern = schema.get("pattern").and_then(Value::as_str);
+    match (pattern, length("minLength"), length("maxLength")) {
+        (None, None, None) => Ok(None),
+        (Some(pattern), None, None) => {
+            let start = if pattern.starts_with('^') { "" } else { "(?s:.*)" };
+            let end = if pattern.ends_with('$') { "" } else { "(?s:.*)" };
+            let bare = pattern.strip_prefix('^').unwrap_or(pattern);
+            let bare = bare.strip_suffix('$').unwrap_or(bare);
+            Ok(Some(format!("{start}(?:{bare}){end}")))
+        }
+        (None, shortest, longest) => {
+            let longest = longest.map(|n| n.to_string()).unwrap_or_default();
+            Ok(Some(format!("(?s:.{{{},{longest}}})", shortest.unwrap_or(0))))
+        }
+        _ => Err(GrammarError("a pattern together with a length".to_owned())),
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::{app::App, error::ApiError};
 use crate::{
     dialect::options::{Options, RawPrompt},
-    guide::{Grammar, Guide, Rules, ToolSet},
+    guide::{Grammar, Guide, Rules, ToolSet, strictly},
     scheduler::{ClientId, Job},
 };
 
@@ -111,8 +111,13 @@ fn guide(app: &App, request: &ConversationRequest, options: &Options) -> Result<
     let parsing = &request.parsing_options;
     let tools = parsing.parse_tool_calls.then(|| {
         let named = options.named_tool.as_deref();
-        let tools = &request.conversation.tools;
-        ToolSet::compile(&app.grammars, tools, named, !options.single_call)
+        let mut tools = request.conversation.tools.clone();
+        for tool in tools.iter_mut().filter(|tool| tool.strict == Some(true)) {
+            if let Some(schema) = options.strict_schemas.get(&tool.name) {
+                tool.parameters = strictly(schema.clone());
+            }
+        }
+        ToolSet::compile(&app.grammars, &tools, named, !options.single_call)
     });
     let thinking = parsing.thinking_initial_stage;
     Ok(Guide::new(Rules {
@@ -124,7 +129,7 @@ fn guide(app: &App, request: &ConversationRequest, options: &Options) -> Result<
     }))
 }
 
-/// The form of the text: the normalised schema where the conversion made one, else as asked for.
+/// The form of the text. The conversion changes a schema if it is to be kept to strictly.
 fn format(app: &App, request: &ConversationRequest) -> Result<Option<Grammar>, ApiError> {
     let schema = match &request.inference_options.output_constraint {
         Some(OutputConstraint::Json { schema: Some(schema) }) => Some(schema.clone()),

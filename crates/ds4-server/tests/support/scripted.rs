@@ -17,6 +17,34 @@ const BLOCK: &str = "\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"get_we
     <｜DSML｜parameter name=\"days\" string=\"false\">2</｜DSML｜parameter>\n\
     </｜DSML｜invoke>\n</｜DSML｜tool_calls>";
 
+/// What a coding agent is told to do by the scripts named after it.
+fn shell(parameters: &[(&str, &str)]) -> String {
+    let parameter = |(name, value): &(&str, &str)| {
+        format!("<｜DSML｜parameter name=\"{name}\" string=\"true\">{value}</｜DSML｜parameter>\n")
+    };
+    let parameters: String = parameters.iter().map(parameter).collect();
+    format!(
+        "I will make it.</think>\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"bash\">\n{parameters}\
+         </｜DSML｜invoke>\n</｜DSML｜tool_calls>"
+    )
+}
+
+const COMMAND: (&str, &str) = ("command", "echo made by a tool > made.txt");
+
+const NAMES: [&str; 11] = [
+    "text",
+    "thinking",
+    "tools",
+    "thinking tools",
+    "unclosed",
+    "forced",
+    "json",
+    "markup",
+    "long",
+    "pi",
+    "opencode",
+];
+
 /// Scripts by name. Markers are markers.
 pub fn script(name: &str) -> String {
     match name {
@@ -29,7 +57,21 @@ pub fn script(name: &str) -> String {
         "json" => r#"{"a": [1, 2]}"#.to_owned(),
         "markup" => "<script>alert(1)</script> and **bold**".to_owned(),
         "long" => "word ".repeat(100_000),
+        "pi" => shell(&[COMMAND]),
+        "opencode" => shell(&[COMMAND, ("description", "Make the file")]),
+        "after a tool" => "</think>It is there.".to_owned(),
         _ => String::new(),
+    }
+}
+
+/// The script that a user turn names last.
+fn name_in(turn: &str) -> &'static str {
+    let place = |name: &&&str| turn.rfind(&format!("[{name}]"));
+    let named = NAMES.iter().filter(|name| place(name).is_some()).max_by_key(place);
+    match named {
+        Some(name) => name,
+        None if turn.contains("</tool_result>") => "after a tool",
+        None => "",
     }
 }
 
@@ -58,8 +100,7 @@ impl Scripted {
         };
         let user = history[..header].iter().rposition(|t| *t == special.user).unwrap_or(0);
         let asked = self.tokenizer.decode(&history[user..header]);
-        let name = asked.rsplit_once('[').and_then(|(_, rest)| rest.split_once(']'));
-        let script = script(name.map_or("", |(name, _)| name));
+        let script = script(name_in(&asked));
         let said = self.tokenizer.decode(history.get(header + 2..).unwrap_or_default());
         match script.strip_prefix(&said).filter(|rest| !rest.is_empty()) {
             // Scripts are long; only the next token is asked for.
