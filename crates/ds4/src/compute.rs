@@ -8,16 +8,12 @@ use ds4_cpu::{CpuBackend, Kernels};
 use ds4_engine::{observer::ExpertObserver, rows::CacheRounding};
 use ds4_model::Model;
 
-/// The engine of this program.
-pub type Engine = ds4_engine::Engine<CpuBackend>;
-/// A session of [`Engine`].
-pub type Session = ds4_engine::Session<CpuBackend>;
+use crate::backend::AnyBackend;
 
-/// Tokens of a prompt that are computed together.
-///
-/// Weights are read once per chunk, so small chunks are slow; activations of a chunk take memory
-/// and Ctrl-C waits for its end, so large ones are unwieldy.
-pub const PREFILL_CHUNK: usize = 512;
+/// The engine of this program.
+pub type Engine = ds4_engine::Engine<AnyBackend>;
+/// A session of [`Engine`].
+pub type Session = ds4_engine::Session<AnyBackend>;
 
 /// Options for the computation.
 #[derive(Args)]
@@ -43,7 +39,7 @@ enum Switch {
 impl ComputeArgs {
     /// An engine for `model`. Called once: the threads are the program's.
     pub fn engine(&self, model: Arc<Model>) -> Result<Engine> {
-        Ok(Engine::new(self.backend(model)?))
+        Ok(Engine::new(AnyBackend::Cpu(self.cpu(model)?)))
     }
 
     /// The same, and shows what routed experts are given to `observer`.
@@ -52,10 +48,10 @@ impl ComputeArgs {
         model: Arc<Model>,
         observer: Arc<dyn ExpertObserver>,
     ) -> Result<Engine> {
-        Ok(Engine::new(self.backend(model)?.with_observer(observer)))
+        Ok(Engine::new(AnyBackend::Cpu(self.cpu(model)?.with_observer(observer))))
     }
 
-    fn backend(&self, model: Arc<Model>) -> Result<CpuBackend> {
+    fn cpu(&self, model: Arc<Model>) -> Result<CpuBackend> {
         let threads = self.threads.map_or(0, NonZeroUsize::get);
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)

@@ -12,7 +12,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::{
-    compute::{Engine, PREFILL_CHUNK, Session},
+    compute::{Engine, Session},
     interrupt,
 };
 
@@ -77,8 +77,9 @@ pub fn prefill(
     speed: &mut Speed,
 ) -> Result<Option<Vec<f32>>> {
     let mut logits = Vec::new();
-    let last = tokens.len().div_ceil(PREFILL_CHUNK);
-    for (i, chunk) in (1..).zip(tokens.chunks(PREFILL_CHUNK)) {
+    let size = engine.backend().prefill_chunk();
+    let last = tokens.len().div_ceil(size);
+    for (i, chunk) in (1..).zip(tokens.chunks(size)) {
         if interrupt::pressed() {
             return Ok(None);
         }

@@ -14,7 +14,7 @@ use directories::{BaseDirs, ProjectDirs};
 use ds4_model::Model;
 use gguf::GgufFile;
 
-use crate::terminal;
+use crate::{dummy::DummySpec, terminal};
 
 /// The model for those who have none yet. It has the real architecture and random weights.
 static BUILT_IN: &[u8] = include_bytes!("../../../models/tiny/tiny-b-q2.gguf");
@@ -25,6 +25,10 @@ pub struct ModelArgs {
     /// GGUF file, any part of a split one, or a directory that holds one model
     #[arg(short, long, value_name = "MODEL", env = "DS4_MODEL", hide_env_values = true)]
     model: Option<OsString>,
+    /// Instead, a model of real shape with random weights that needs no file: flash-q2 (81 GiB),
+    /// flash-q4, flash-mxfp4 or flash-q8; flash-q2:4 for 4 layers; tiny-q2
+    #[arg(long, value_name = "SPEC")]
+    dummy: Option<DummySpec>,
 }
 
 /// Where a model comes from.
@@ -34,6 +38,8 @@ pub enum Source {
     File(PathBuf),
     /// The program.
     BuiltIn,
+    /// Nowhere: its weights are generated.
+    Dummy(DummySpec),
 }
 
 impl ModelArgs {
@@ -44,6 +50,7 @@ impl ModelArgs {
         let model = match &source {
             Source::File(path) => open_file(path)?,
             Source::BuiltIn => Model::from_gguf(GgufFile::from_static("built-in", BUILT_IN)?)?,
+            Source::Dummy(spec) => spec.model()?,
         };
         spinner.finish_and_clear();
         if source == Source::BuiltIn {
@@ -60,6 +67,9 @@ impl ModelArgs {
 
     /// The model that the option, the environment and the models directory ask for.
     pub fn source(&self) -> Result<Source> {
+        if let Some(spec) = self.dummy {
+            return Ok(Source::Dummy(spec));
+        }
         let named = self.model.as_deref().filter(|name| !name.is_empty()).map(Path::new);
         match named {
             Some(path) if path.is_dir() => only_model(path).map(Source::File),
@@ -146,7 +156,7 @@ mod tests {
     use super::*;
 
     fn named(path: &Path) -> Result<Source> {
-        ModelArgs { model: Some(path.into()) }.source()
+        ModelArgs { model: Some(path.into()), dummy: None }.source()
     }
 
     #[test]

@@ -15,7 +15,7 @@ use ds4_engine::{LogitsWanted, TokenId, Work};
 use ds4_model::tokenizer::Tokenizer;
 
 use crate::{
-    compute::{ComputeArgs, Engine, PREFILL_CHUNK},
+    compute::{ComputeArgs, Engine},
     interrupt::{self, Again},
     model::ModelArgs,
     terminal::{self, Unit},
@@ -102,7 +102,8 @@ fn tokens(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<TokenId>> {
 /// Reads pieces, several at once if they are short; returns how many.
 fn read(engine: &Engine, pieces: &[Vec<TokenId>]) -> Result<usize> {
     let longest = pieces.iter().map(Vec::len).max().unwrap_or(1);
-    let at_once = (PREFILL_CHUNK.max(longest) / longest).max(1);
+    let chunk = engine.backend().prefill_chunk();
+    let at_once = (chunk.max(longest) / longest).max(1);
     let bar = terminal::progress_bar(pieces.len() as u64, "reading", Unit::Steps);
     let mut read = 0;
     for pieces in pieces.chunks(at_once) {
@@ -113,13 +114,13 @@ fn read(engine: &Engine, pieces: &[Vec<TokenId>]) -> Result<usize> {
         for _ in pieces {
             sessions.push(engine.new_session()?);
         }
-        for start in (0..longest).step_by(PREFILL_CHUNK) {
+        for start in (0..longest).step_by(chunk) {
             let mut work: Vec<Work<'_, _>> = sessions
                 .iter_mut()
                 .zip(pieces)
                 .filter(|(_, piece)| piece.len() > start)
                 .map(|(session, piece)| {
-                    let tokens = &piece[start..piece.len().min(start + PREFILL_CHUNK)];
+                    let tokens = &piece[start..piece.len().min(start + chunk)];
                     Work { session, tokens, logits: LogitsWanted::None }
                 })
                 .collect();

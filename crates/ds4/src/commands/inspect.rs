@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    compute::PREFILL_CHUNK,
+    backend::CPU_PREFILL_CHUNK,
     memory,
     model::ModelArgs,
     terminal::{bytes, printable},
@@ -79,7 +79,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         context: args.ctx,
         weights: model.file_bytes(),
         kv_state: memory::cache_bytes(&model.config, CacheRounding::On, args.ctx),
-        activations: memory::activation_bytes(&model.config, PREFILL_CHUNK.min(args.ctx)),
+        activations: memory::activation_bytes(&model.config, CPU_PREFILL_CHUNK.min(args.ctx)),
     };
     let groups = groups(&model);
     if args.json {
@@ -130,7 +130,7 @@ fn summary(model: &Model) -> String {
     let mut line = |name: &str, value: String| text += &format!("{name:<14}{value}\n");
     line("name", name(model).to_owned());
     for file in model.files() {
-        line("file", format!("{} ({})", file.name(), bytes(file.bytes().len() as u64)));
+        line("file", format!("{} ({})", file.name(), bytes(file.file_bytes())));
     }
     line("architecture", "DeepSeek V4 (deepseek4)".to_owned());
     line("layers", layers(config));
@@ -251,7 +251,7 @@ fn tensor_json(tensor: &TensorInfo) -> Value {
 
 fn describe(model: &Model, groups: &[Group], memory: &Memory) -> Value {
     let config = &model.config;
-    let file = |file: &Arc<GgufFile>| json!({ "name": file.name(), "bytes": file.bytes().len() });
+    let file = |file: &Arc<GgufFile>| json!({ "name": file.name(), "bytes": file.file_bytes() });
     let hashed = config.layers.iter().filter(|layer| layer.hash_routed).count();
     json!({
         "name": name(model),

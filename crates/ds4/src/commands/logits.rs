@@ -17,7 +17,7 @@ use ds4_engine::{LogitsWanted, TokenId, Work};
 use serde::Serialize;
 
 use crate::{
-    compute::{ComputeArgs, Engine, PREFILL_CHUNK},
+    compute::{ComputeArgs, Engine},
     model::ModelArgs,
     terminal::{self, Unit},
 };
@@ -39,7 +39,8 @@ pub struct LogitsArgs {
     /// Positions to write: `all`, `last`, or a list such as `0,5,10-20`
     #[arg(long, default_value = "all")]
     positions: Positions,
-    /// Tokens to compute together [default: 512, less if the logits would take too much memory]
+    /// Tokens to compute together [default: the backend's, less if the logits would take too much
+    /// memory]
     #[arg(long, value_name = "N")]
     chunk: Option<NonZeroUsize>,
     /// Output file; a description goes to the same name with `.json` appended
@@ -123,13 +124,14 @@ fn write_rows(
     chunk: Option<usize>,
     mut out: impl Write,
 ) -> Result<()> {
-    let all_rows = PREFILL_CHUNK.min(MAX_LOGITS / engine.config().vocab).max(1);
+    let default = engine.backend().prefill_chunk();
+    let all_rows = default.min(MAX_LOGITS / engine.config().vocab).max(1);
     let mut session = engine.new_session()?;
     let bar = terminal::progress_bar(tokens.len() as u64, "computing", Unit::Tokens);
     while session.len() < tokens.len() {
         let start = session.len();
         let rest = tokens.len() - start;
-        let mut n = chunk.unwrap_or(PREFILL_CHUNK).min(rest);
+        let mut n = chunk.unwrap_or(default).min(rest);
         let mut logits = logits_wanted(&wanted[start..start + n]);
         if logits == LogitsWanted::All && chunk.is_none() {
             n = all_rows.min(rest);

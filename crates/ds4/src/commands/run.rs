@@ -127,7 +127,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     );
     let engine = args.compute.engine(model)?;
     let longest_answer = match args.model.source()? {
-        Source::BuiltIn => NOISE_TOKENS,
+        Source::BuiltIn | Source::Dummy(_) => NOISE_TOKENS,
         Source::File(_) => usize::MAX,
     };
     let seed = args.sampling.seed.unwrap_or_else(|| fastrand::u64(..));

@@ -1,6 +1,7 @@
 //! The real program, from the outside.
 
 mod answers;
+mod dummy;
 mod logits;
 mod models;
 mod process;
