@@ -1,0 +1,500 @@
+// Attention over the sliding window and the compressed rows, on tensor cores.
+//
+// A row is both key and value: it is decoded once to halves in shared memory and feeds both
+// products. Softmax runs online over chunks of rows. A block works on one query: with TILES = 4 on
+// 64 of its heads and all its rows (prefill), with TILES = 1 on 16 heads, and in decoding on one of
+// several splits of the rows, which `merge_attention` joins.
+
+#include "rows.cuh"
+
+#define ATTEND_THREADS 256
+#define ATTEND_WARPS (ATTEND_THREADS / WARP)
+#define TILE_HEADS 16
+// Splits of a query's rows in decoding, at most; mirrors MAX_SPLITS in src/stages/attention.rs.
+#define MAX_SPLITS 16
+#define SPLIT_CHUNK 32
+// Columns of the result that a warp sums.
+#define WARP_COLUMNS (HEAD_DIM / ATTEND_WARPS)
+// Halves between rows of a shared tile: 16 bytes more than the row, so that the eight rows of a
+// matrix load lie in different banks.
+#define ROW_STRIDE (HEAD_DIM + 8)
+#define LOG2_E 1.4426950408889634f
+
+// What a block reads.
+struct Attention {
+    // Queries [n, heads, 512], halves, neither normalised nor rotated.
+    const u16* queries;
+    // Stored rows of the step [n, row bytes].
+    const u8* kv_rows;
+    // Chosen compressed rows [n, top_k].
+    const u32* selected;
+    // Cosines and sines [n, 32].
+    const float2* rotations;
+    // Logits of the sinks [heads].
+    const float* sinks;
+    u32 heads;
+    u32 top_k;
+    // Tokens of a compressed row; 0 for none.
+    u32 ratio;
+    int rounding;
+    float epsilon;
+    // Of scores, log2(e) included.
+    float scale;
+};
+
+// The rows that one query sees: first the window's, then the compressed ones.
+struct VisibleRows {
+    const u8* window;
+    const u8* step_rows;
+    const u8* compressed;
+    const u32* selected;
+    u32 bytes;
+    // Position of the oldest window row, and of the span's first row.
+    u32 oldest;
+    u32 span_position;
+    u32 window_rows;
+    u32 total;
+
+    __device__ const u8* operator[](u32 i) const {
+        if (i >= window_rows) {
+            u32 c = i - window_rows;
+            return compressed + (u64)(selected ? selected[c] : c) * bytes;
+        }
+        u32 position = oldest + i;
+        if (position >= span_position) return step_rows + (u64)(position - span_position) * bytes;
+        return window + position % WINDOW_SLOTS * bytes;
+    }
+};
+
+__device__ inline u32 visible_count(u32 position, u32 ratio, u32 top_k) {
+    u32 compressed = ratio ? (position + 1) / ratio : 0;
+    return min(position + 1, (u32)WINDOW) + (ratio == 4 ? min(compressed, top_k) : compressed);
+}
+
+__device__ inline VisibleRows visible_rows(const Attention& a, const Step& step,
+                                           const LayerCache& cache, u32 row) {
+    u32 position = step.position[row], compressed = a.ratio ? (position + 1) / a.ratio : 0;
+    bool chosen = a.ratio == 4 && compressed > a.top_k;
+    VisibleRows rows;
+    rows.bytes = kv_row_bytes(a.rounding);
+    rows.window = cache.window;
+    rows.step_rows = a.kv_rows + (u64)step.span_row[row] * rows.bytes;
+    rows.compressed = cache.rows;
+    rows.selected = chosen ? a.selected + (u64)row * a.top_k : nullptr;
+    rows.window_rows = min(position + 1, (u32)WINDOW);
+    rows.oldest = position + 1 - rows.window_rows;
+    rows.span_position = step.span_position[row];
+    rows.total = visible_count(position, a.ratio, a.top_k);
+    return rows;
+}
+
+// Rows of one split in decoding. It follows from the query's own rows alone, whatever else is in
+// the step, and is whole chunks.
+__device__ inline u32 rows_per_split(u32 total) {
+    u32 share = (total + MAX_SPLITS - 1) / MAX_SPLITS;
+    return (share + SPLIT_CHUNK - 1) / SPLIT_CHUNK * SPLIT_CHUNK;
+}
+
+// Shared memory of a block: `bytes` in all, as src/stages/attention.rs computes it.
+template <int TILES, int CHUNK>
+struct Shared {
+    static const int HEADS = TILES * TILE_HEADS;
+    // Warps that share the same scores, each with a part of the 512 elements to sum.
+    static const int HEAD_TILES = TILES == 1 ? 1 : 2;
+    static const int PARTS = ATTEND_WARPS / ((TILES / HEAD_TILES) * (CHUNK / 32));
+    static const int SCORE_STRIDE = CHUNK + 4;
+    static const int WEIGHT_STRIDE = CHUNK + 8;
+
+    u16* queries;
+    u16* rows;
+    float* scores;
+    u16* weights;
+    float* largest;
+    float* total;
+    float* keep;
+    u8* stored;
+
+    __device__ Shared() {
+        queries = (u16*)dynamic_shared;
+        rows = queries + HEADS * ROW_STRIDE;
+        scores = (float*)(rows + CHUNK * ROW_STRIDE);
+        weights = (u16*)(scores + PARTS * HEADS * SCORE_STRIDE);
+        largest = (float*)(weights + HEADS * WEIGHT_STRIDE);
+        total = largest + HEADS;
+        keep = total + HEADS;
+        stored = (u8*)(keep + HEADS);
+    }
+};
+
+// Two elements of a query, rotated if they are in its rotary part, as halves.
+__device__ inline u32 query_pair(float a, float b, u32 element, const float2* rotations) {
+    if (element >= NOPE_DIM) rotate(a, b, rotations[(element - NOPE_DIM) / 2]);
+    return pack_half2(a, b);
+}
+
+// Normalises and rotates the block's queries from `first_head` into shared memory.
+template <class S>
+__device__ inline void load_queries(const S& shared, const Attention& a, u32 row, u32 first_head) {
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const float2* rotations = a.rotations + row * PAIRS;
+    for (u32 head = warp; head < S::HEADS; head += ATTEND_WARPS) {
+        // Two runs of eight elements a lane.
+        uint4 raw[2] = {};
+        if (first_head + head < a.heads) {
+            u64 index = (u64)row * a.heads + first_head + head;
+            const uint4* q = (const uint4*)(a.queries + index * HEAD_DIM);
+            raw[0] = q[lane], raw[1] = q[WARP + lane];
+        }
+        float2 x[8];
+        float square = 0;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            u32 words[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                x[4 * i + j] = unpack_half2(words[j]);
+                square += x[4 * i + j].x * x[4 * i + j].x + x[4 * i + j].y * x[4 * i + j].y;
+            }
+        }
+        float scale = 1.0f / sqrtf(warp_sum(square) / HEAD_DIM + a.epsilon);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            u32 element = i * HEAD_DIM / 2 + 8 * lane, words[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                words[j] = query_pair(x[4 * i + j].x * scale, x[4 * i + j].y * scale,
+                                      element + 2 * j, rotations);
+            }
+            *(uint4*)(shared.queries + head * ROW_STRIDE + element) =
+                make_uint4(words[0], words[1], words[2], words[3]);
+        }
+    }
+}
+
+// Starts the copy of stored rows [begin, begin + CHUNK) to shared memory, zeros from `end` on.
+template <int CHUNK, class S>
+__device__ inline void fetch_rows(const S& shared, const VisibleRows& rows, u32 begin, u32 end) {
+    const int LANES = ATTEND_THREADS / CHUNK, PIECES = KV_ROW / 8;
+    u32 i = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    bool valid = begin + i < end;
+    const u8* from = rows[valid ? begin + i : begin];
+    u8* to = shared.stored + i * KV_ROW;
+#pragma unroll 4
+    for (u32 piece = lane; piece < PIECES; piece += LANES) {
+        copy_async8(to + 8 * piece, from + 8 * piece, valid);
+    }
+    copy_async_commit();
+}
+
+// Decodes one stored row, by a warp.
+__device__ inline void decode_row(const u8* stored, u32 lane, u16* out) {
+    const uint2* codes = (const uint2*)stored;
+    const u8* scales = stored + KV_SCALES;
+#pragma unroll
+    for (u32 piece = lane; piece < NOPE_DIM / 8; piece += WARP) {
+        ((uint4*)out)[piece] = decode_e4m3(codes[piece], e4m3_factor(scales[piece / 8]));
+    }
+    float2 rotary = ((const float2*)(stored + NOPE_DIM))[lane];
+    ((u32*)(out + NOPE_DIM))[lane] = pack_half2(rotary.x, rotary.y);
+}
+
+// The same for a row of f32; zeros for no row.
+__device__ inline void convert_row(const u8* stored, u32 lane, u16* out) {
+    for (u32 i = lane; i < HEAD_DIM / 4; i += WARP) {
+        float4 v = stored ? ((const float4*)stored)[i] : make_float4(0, 0, 0, 0);
+        ((uint2*)out)[i] = make_uint2(pack_half2(v.x, v.y), pack_half2(v.z, v.w));
+    }
+}
+
+// Decodes rows [begin, begin + CHUNK) into the tile of halves.
+template <int CHUNK, class S>
+__device__ inline void decode_rows(const S& shared, const VisibleRows& rows, u32 begin, u32 end,
+                                   int rounding) {
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+#pragma unroll 2
+    for (u32 i = warp; i < CHUNK; i += ATTEND_WARPS) {
+        u16* out = shared.rows + i * ROW_STRIDE;
+        if (rounding) decode_row(shared.stored + i * KV_ROW, lane, out);
+        else convert_row(begin + i < end ? rows[begin + i] : nullptr, lane, out);
+    }
+}
+
+// Partial scores of the chunk: each warp multiplies HEAD_TILES tiles of heads with 32 rows over
+// its part of the elements.
+template <int TILES, int CHUNK, class S>
+__device__ inline void multiply_keys(const S& shared) {
+    const int M = S::HEAD_TILES, PART = HEAD_DIM / S::PARTS;
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    u32 head = warp % (TILES / M) * M * TILE_HEADS, rest = warp / (TILES / M);
+    u32 first_row = rest % (CHUNK / 32) * 32, part = rest / (CHUNK / 32);
+    const u16* q = shared.queries + (head + lane % 16) * ROW_STRIDE + part * PART + lane / 16 * 8;
+    const u16* k = shared.rows + (first_row + lane % 8 + lane / 16 * 8) * ROW_STRIDE + part * PART +
+                   lane / 8 % 2 * 8;
+    float d[M][4][4] = {};
+#pragma unroll 4
+    for (int e = 0; e < PART; e += 16) {
+        u32 a[M][4], b[2][4];
+#pragma unroll
+        for (int m = 0; m < M; ++m) load_matrix4(a[m], q + m * TILE_HEADS * ROW_STRIDE + e);
+#pragma unroll
+        for (int n = 0; n < 2; ++n) load_matrix4(b[n], k + n * 16 * ROW_STRIDE + e);
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int n = 0; n < 4; ++n) {
+                mma(d[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+            }
+        }
+    }
+    float* out = shared.scores + (part * S::HEADS + head + lane / 4) * S::SCORE_STRIDE + first_row +
+                 lane % 4 * 2;
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+            float* at = out + m * TILE_HEADS * S::SCORE_STRIDE + n * 8;
+            *(float2*)at = make_float2(d[m][n][0], d[m][n][1]);
+            *(float2*)(at + 8 * S::SCORE_STRIDE) = make_float2(d[m][n][2], d[m][n][3]);
+        }
+    }
+}
+
+// Turns the chunk's scores into weights e^(score - largest so far), and keeps the running sums.
+// `valid` rows of the chunk count.
+template <int CHUNK, class S>
+__device__ inline void weigh(const S& shared, u32 valid, float scale) {
+    const int LANES = ATTEND_THREADS / S::HEADS, EACH = CHUNK / LANES;
+    u32 head = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    float x[EACH];
+    float largest = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        u32 row = i * LANES + lane;
+        float score = 0;
+        for (int part = 0; part < S::PARTS; ++part) {
+            score += shared.scores[(part * S::HEADS + head) * S::SCORE_STRIDE + row];
+        }
+        x[i] = row < valid ? score * scale : -INFINITY;
+        largest = fmaxf(largest, x[i]);
+    }
+    largest = lanes_max<LANES>(largest);
+    float before = shared.largest[head];
+    largest = fmaxf(largest, before);
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        // The sum takes the weight as the product with the values will.
+        u16 weight = float_to_half(exp2f(x[i] - largest));
+        shared.weights[head * S::WEIGHT_STRIDE + i * LANES + lane] = weight;
+        sum += half_to_float(weight);
+    }
+#pragma unroll
+    for (int d = 1; d < LANES; d *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, d);
+    if (lane == 0) {
+        float keep = exp2f(before - largest);
+        shared.keep[head] = keep;
+        shared.largest[head] = largest;
+        shared.total[head] = shared.total[head] * keep + sum;
+    }
+}
+
+// Adds the weighted values of the chunk to the warp's columns of the result, for all heads.
+template <int TILES, int CHUNK, class S>
+__device__ inline void multiply_values(const S& shared, float (&sums)[TILES][WARP_COLUMNS / 8][4]) {
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int m = 0; m < TILES; ++m) {
+        float low = shared.keep[m * TILE_HEADS + lane / 4];
+        float high = shared.keep[m * TILE_HEADS + lane / 4 + 8];
+        if (__all_sync(FULL_WARP, low == 1.0f && high == 1.0f)) continue;
+#pragma unroll
+        for (int n = 0; n < WARP_COLUMNS / 8; ++n) {
+            sums[m][n][0] *= low, sums[m][n][1] *= low;
+            sums[m][n][2] *= high, sums[m][n][3] *= high;
+        }
+    }
+    const u16* w = shared.weights + lane % 16 * S::WEIGHT_STRIDE + lane / 16 * 8;
+    const u16* v = shared.rows + lane % 16 * ROW_STRIDE + warp * WARP_COLUMNS + lane / 16 * 8;
+#pragma unroll
+    for (int r = 0; r < CHUNK; r += 16) {
+        u32 a[TILES][4];
+#pragma unroll
+        for (int m = 0; m < TILES; ++m) {
+            load_matrix4(a[m], w + m * TILE_HEADS * S::WEIGHT_STRIDE + r);
+        }
+#pragma unroll
+        for (int n = 0; n < WARP_COLUMNS / 16; ++n) {
+            u32 b[4];
+            load_matrix4_transposed(b, v + r * ROW_STRIDE + n * 16);
+#pragma unroll
+            for (int m = 0; m < TILES; ++m) {
+                mma(sums[m][2 * n], a[m], b[0], b[1]);
+                mma(sums[m][2 * n + 1], a[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// Attention of the block's heads over rows [begin, end): unnormalised sums in registers, their
+// largest scores and totals in shared memory.
+template <int TILES, int CHUNK, class S>
+__device__ inline void attend_rows(const S& shared, const Attention& a, const VisibleRows& rows,
+                                   u32 row, u32 first_head, u32 begin, u32 end,
+                                   float (&sums)[TILES][WARP_COLUMNS / 8][4]) {
+    if (a.rounding) fetch_rows<CHUNK>(shared, rows, begin, end);
+    load_queries(shared, a, row, first_head);
+    if (threadIdx.x < S::HEADS) {
+        shared.largest[threadIdx.x] = -INFINITY;
+        shared.total[threadIdx.x] = 0;
+    }
+    for (u32 chunk = begin; chunk < end; chunk += CHUNK) {
+        copy_async_wait<0>();
+        __syncthreads();
+        decode_rows<CHUNK>(shared, rows, chunk, end, a.rounding);
+        __syncthreads();
+        if (a.rounding && chunk + CHUNK < end) fetch_rows<CHUNK>(shared, rows, chunk + CHUNK, end);
+        multiply_keys<TILES, CHUNK>(shared);
+        __syncthreads();
+        weigh<CHUNK>(shared, end - chunk, a.scale);
+        __syncthreads();
+        multiply_values<TILES, CHUNK>(shared, sums);
+    }
+}
+
+// All rows of one query for TILES tiles of its heads: grid [rows, head groups].
+template <int TILES, int CHUNK>
+__device__ inline void attend_query(const Attention& a, const Step& step, u32 first_row,
+                                    const LayerCache* caches, u32 layer, u32 layers, u16* out) {
+    Shared<TILES, CHUNK> shared;
+    u32 row = first_row + blockIdx.x, first_head = blockIdx.y * shared.HEADS;
+    const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
+    VisibleRows rows = visible_rows(a, step, cache, row);
+    float sums[TILES][WARP_COLUMNS / 8][4] = {};
+    attend_rows<TILES, CHUNK>(shared, a, rows, row, first_head, 0, rows.total, sums);
+
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int i = 0; i < 2 * TILES; ++i) {
+        u32 h = i * 8 + lane / 4, head = first_head + h;
+        if (head >= a.heads) continue;
+        float sink = a.sinks[head] * LOG2_E, largest = fmaxf(shared.largest[h], sink);
+        float factor = exp2f(shared.largest[h] - largest);
+        factor /= shared.total[h] * factor + exp2f(sink - largest);
+        u16* to = out + ((u64)row * a.heads + head) * HEAD_DIM;
+#pragma unroll
+        for (int n = 0; n < WARP_COLUMNS / 8; ++n) {
+            u32 column = warp * WARP_COLUMNS + n * 8 + lane % 4 * 2;
+            float x = sums[i / 2][n][i % 2 * 2] * factor, y = sums[i / 2][n][i % 2 * 2 + 1] * factor;
+            if (column >= NOPE_DIM) {
+                rotate_back(x, y, a.rotations[row * PAIRS + (column - NOPE_DIM) / 2]);
+            }
+            *(u32*)(to + column) = pack_half2(x, y);
+        }
+    }
+}
+
+// The prefill kernels differ in heads a block and rows a chunk, thus in their shared memory.
+#define ATTEND_PREFILL(NAME, TILES, CHUNK, BLOCKS)                                                 \
+    extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS) NAME(                     \
+        Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 ratio,      \
+        u32 heads, const u16* queries, const u8* kv_rows, const u32* selected, u32 top_k,          \
+        const float2* rotations, const float* sinks, int rounding, float epsilon, float scale,     \
+        u16* out) {                                                                                \
+        wait_for_dependencies();                                                                   \
+        launch_dependents();                                                                       \
+        Attention a = {queries, kv_rows, selected, rotations, sinks, heads,                        \
+                       top_k,   ratio,   rounding, epsilon,   scale * LOG2_E};                     \
+        attend_query<TILES, CHUNK>(a, step, first_row, caches, layer, layers, out);                \
+    }
+
+ATTEND_PREFILL(attend_prefill_64x64, 4, 64, 1)
+ATTEND_PREFILL(attend_prefill_64x32, 4, 32, 1)
+ATTEND_PREFILL(attend_prefill_16x32, 1, SPLIT_CHUNK, 2)
+
+// Stores the row's key/value row in its window. The slot's old row is out of sight of all queries
+// of a span of at most MAX_REWIND rows, and the row itself is read from the step.
+__device__ inline void keep_row(const Attention& a, const Step& step, const LayerCache& cache,
+                                u32 row) {
+    u32 bytes = kv_row_bytes(a.rounding);
+    const uint2* from = (const uint2*)(a.kv_rows + (u64)row * bytes);
+    uint2* to = (uint2*)(cache.window + step.position[row] % WINDOW_SLOTS * bytes);
+    for (u32 i = threadIdx.x; i < bytes / sizeof(uint2); i += ATTEND_THREADS) to[i] = from[i];
+}
+
+// One split of the rows of each query, for 16 of its heads, and the window's new row: grid
+// [MAX_SPLITS, head groups, rows], for spans of at most MAX_REWIND rows.
+//
+// Normalised sums go to `partial` [rows, MAX_SPLITS, heads, 512], halves as the result will be;
+// (largest, total) to `partial_sums` [rows, MAX_SPLITS, heads].
+extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_splits(
+    Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 ratio, u32 heads,
+    const u16* queries, const u8* kv_rows, const u32* selected, u32 top_k, const float2* rotations,
+    int rounding, float epsilon, float scale, u16* partial, float2* partial_sums) {
+    wait_for_dependencies();
+    launch_dependents();
+    Attention a = {queries, kv_rows, selected, rotations, nullptr, heads,
+                   top_k,   ratio,   rounding, epsilon,   scale * LOG2_E};
+    Shared<1, SPLIT_CHUNK> shared;
+    u32 row = first_row + blockIdx.z, first_head = blockIdx.y * shared.HEADS;
+    const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
+    if (blockIdx.x == 0 && blockIdx.y == 0) keep_row(a, step, cache, row);
+    VisibleRows rows = visible_rows(a, step, cache, row);
+    u32 share = rows_per_split(rows.total), begin = blockIdx.x * share;
+    if (begin >= rows.total) return;
+    float sums[1][WARP_COLUMNS / 8][4] = {};
+    attend_rows<1, SPLIT_CHUNK>(shared, a, rows, row, first_head, begin,
+                                min(begin + share, rows.total), sums);
+
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    u64 first = ((u64)blockIdx.z * MAX_SPLITS + blockIdx.x) * heads + first_head;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        u32 h = i * 8 + lane / 4;
+        if (first_head + h >= heads) continue;
+        float factor = 1.0f / shared.total[h];
+        u16* to = partial + (first + h) * HEAD_DIM + warp * WARP_COLUMNS + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < WARP_COLUMNS / 8; ++n) {
+            float x = sums[0][n][2 * i] * factor, y = sums[0][n][2 * i + 1] * factor;
+            *(u32*)(to + n * 8) = pack_half2(x, y);
+        }
+    }
+    u32 h = threadIdx.x;
+    if (h < shared.HEADS && first_head + h < heads) {
+        partial_sums[first + h] = make_float2(shared.largest[h], shared.total[h]);
+    }
+}
+
+// Joins the splits, adds the sink and rotates back: grid [heads, rows], four elements a thread.
+extern "C" __global__ void __launch_bounds__(KV_THREADS) merge_attention(
+    Step step, u32 first_row, u32 ratio, u32 heads, u32 top_k, const float2* rotations,
+    const float* sinks, const u16* partial, const float2* partial_sums, u16* out) {
+    wait_for_dependencies();
+    launch_dependents();
+    u32 row = first_row + blockIdx.y, head = blockIdx.x, position = step.position[row];
+    u32 total_rows = visible_count(position, ratio, top_k);
+    u32 share = rows_per_split(total_rows), splits = (total_rows + share - 1) / share;
+    u64 first = (u64)blockIdx.y * MAX_SPLITS * heads + head;
+
+    float sink = sinks[head] * LOG2_E, largest = sink;
+    for (u32 s = 0; s < splits; ++s) largest = fmaxf(largest, partial_sums[first + s * heads].x);
+    float total = exp2f(sink - largest), x[4] = {0, 0, 0, 0};
+#pragma unroll 4
+    for (u32 s = 0; s < splits; ++s) {
+        float2 sums = partial_sums[first + s * heads];
+        float weight = sums.y * exp2f(sums.x - largest);
+        uint2 v = ((const uint2*)(partial + (first + s * heads) * HEAD_DIM))[threadIdx.x];
+        float2 low = unpack_half2(v.x), high = unpack_half2(v.y);
+        total += weight;
+        x[0] += weight * low.x, x[1] += weight * low.y;
+        x[2] += weight * high.x, x[3] += weight * high.y;
+    }
+    for (int i = 0; i < 4; ++i) x[i] /= total;
+    if (threadIdx.x >= NOPE_DIM / 4) {
+        u32 pair = 2 * (threadIdx.x - NOPE_DIM / 4);
+        rotate_back(x[0], x[1], rotations[row * PAIRS + pair]);
+        rotate_back(x[2], x[3], rotations[row * PAIRS + pair + 1]);
+    }
+    uint2* to = (uint2*)(out + ((u64)row * heads + head) * HEAD_DIM);
+    to[threadIdx.x] = make_uint2(pack_half2(x[0], x[1]), pack_half2(x[2], x[3]));
+}
