@@ -15,6 +15,7 @@ import random
 import torch
 
 import checkpoint
+import experts
 from data import lookup, mixture
 from model import Config, Mode, Model
 
@@ -103,6 +104,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", required=True)
     p.add_argument("--init", required=True)
+    p.add_argument("--experts", help="quantised GGUF file to take the routed experts from")
     p.add_argument("--out", required=True)
     p.add_argument("--config", default=str(__file__).replace("evaluate.py", "config.json"))
     p.add_argument("--batches", type=int, default=4, help="packed batches per group, four times as many for long needles")
@@ -119,6 +121,8 @@ def main():
         # The processes exist before the GPU is touched.
         model = Model(Config.load(a.config), dtype=torch.bfloat16 if a.device == "cuda" else torch.float32)
         checkpoint.load(model, None, a.init)
+        if a.experts:
+            experts.use(model, a.experts)
         model.to(a.device)
         made = {g: pool.apply_async(_make, (job,)) for g, job in jobs.items()}
         for group, result in made.items():

@@ -10,12 +10,13 @@ ADAM_ONLY = ("embed.", "head.", "hc_", "norm", "attn_sink", "ape", "ffn.gate", "
 
 
 class Optimizer:
-    def __init__(self, model, momentum=0.95, decay=0.01):
+    def __init__(self, model, frozen=(), momentum=0.95, decay=0.01):
         self.momentum, self.decay = momentum, decay
-        self.groups, rest = {}, []
+        self.groups, rest, self.parameters = {}, [], []
         for name, p in model.named_parameters():
-            if not p.requires_grad:
+            if name in frozen:
                 continue
+            self.parameters.append(p)
             if p.dim() >= 2 and not any(part in name for part in ADAM_ONLY):
                 self.groups.setdefault(p.shape[-2:], []).append(p)
             else:

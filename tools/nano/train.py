@@ -29,11 +29,15 @@ PEAK_LR, LAST_LR = 2e-3, 5e-5
 WARM_UP, DECAY_FROM = 0.015, 0.68  # parts of the schedule
 INDEX_LOSS, BALANCE_LOSS, BIAS_STEP = 0.3, 1e-3, 1e-3
 LOG_STEPS = 25
-QUICK = ["recall 4", "recall 24", "lookup 4", "lookup 16", "needle 500 x1", "needle 500 x4", "needle 2000 x4", "copy", "add", "tools", "knowledge"]
+QUICK = ["recall 4", "recall 24", "lookup 4", "lookup 16", "needle 500 x1", "needle 500 x4", "needle 2000 x4", "copy", "sort", "add", "tools", "knowledge"]
 
 
 def main():
-    a = arguments()
+    train(arguments(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)), Trainer)
+
+
+def train(a, kind):
+    """Trains with a trainer of the given kind and saves what came of it."""
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.recompile_limit = 32
     out = Path(a.out)
@@ -44,19 +48,20 @@ def main():
     model = Model(cfg, dtype=torch.bfloat16 if a.device == "cuda" else torch.float32)
     start.initialise(model, a.seed)
     model.to(a.device)
-    optimizer = Optimizer(model)
+    optimizer = Optimizer(model, kind.frozen(model))
     history = checkpoint.load(model, optimizer, a.init) if a.init else []
-    trainer = Trainer(model, optimizer, a, history)
+    trainer = kind(model, optimizer, a, history)
     log(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(history)} log lines so far")
     trainer.run(loader, tests)
+    trainer.finish()
     checkpoint.save(model, optimizer, trainer.history, out)
     with open(out / "history.json", "w", encoding="utf-8") as f:
         json.dump(trainer.history, f)
     loader.stop()
 
 
-def arguments():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(p):
+    """The options of training, added to those of `p`."""
     p.add_argument("--data", required=True)
     p.add_argument("--out", required=True)
     p.add_argument("--config", default=str(Path(__file__).parent / "config.json"))
@@ -97,8 +102,7 @@ class Trainer:
         began, step, sums, last_test, last_log = time.time(), 0, [], 0.0, 0.0
         while (elapsed := time.time() - began) < self.a.seconds:
             part = elapsed / self.a.seconds
-            progress = self.a.begin + (self.a.end - self.a.begin) * part
-            lr = learning_rate(progress)
+            lr = self.rate(part)
             if self.a.init:  # momentum may be missing: rise again over the first half second
                 lr *= min(1.0, (step + 1) / 20)
             sums.append(self.step(loader.get(), lr))
@@ -121,7 +125,7 @@ class Trainer:
     def step(self, batch, lr):
         b = self.to_device(batch)
         x, aux = self.model.streams(b["tokens"], b["doc"], b["pos"], b["picks"], self.mode, self.block)
-        loss = self.head(self.model, x, b["tokens"], b["weight"])
+        loss = self.loss(x, b)
         index = sum(a[0] for a in aux)
         balance = sum(a[2] for a in aux)
         total = loss + INDEX_LOSS * index + BALANCE_LOSS * balance
@@ -132,11 +136,26 @@ class Trainer:
             total = total + mtp_loss + BALANCE_LOSS * mtp_aux[2]
             loads.append(mtp_aux[1])
         total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, 1.0)
         self.optimizer.step(lr)
         self.optimizer.zero_grad(self.model)
         self.balance(loads)
         return torch.stack([loss.detach(), index.detach(), mtp_loss.detach(), norm, torch.stack(loads[2:]).max().detach()])
+
+    def loss(self, x, b):
+        return self.head(self.model, x, b["tokens"], b["weight"])
+
+    @staticmethod
+    def frozen(model):
+        """Names of the parameters that are not trained."""
+        return set()
+
+    def rate(self, part):
+        """Learning rate after this part of the call."""
+        return learning_rate(self.a.begin + (self.a.end - self.a.begin) * part)
+
+    def finish(self):
+        """Called before saving."""
 
     def mtp_loss(self, x, b):
         """Loss of the token after the next; trains nothing but the MTP block."""
@@ -186,11 +205,19 @@ class Trainer:
 
 
 def head_loss(model, x, tokens, weight):
-    """Mean weighted cross-entropy of the next tokens; `weight` is that of the token to predict."""
+    return next_token_loss(head_logits(model, x), tokens, weight)
+
+
+def head_logits(model, x):
     h = model.norm(model.hc_head(x)).to(x.dtype)
+    return h @ model.head.weight.to(x.dtype).T
+
+
+def next_token_loss(logits, tokens, weight):
+    """Mean weighted cross-entropy of the next tokens; `weight` is that of the token to predict."""
     weight = weight.clone()
     weight[:, -1] = 0
-    return weighted_loss(h @ model.head.weight.to(x.dtype).T, tokens.roll(-1, 1), weight)
+    return weighted_loss(logits, tokens.roll(-1, 1), weight)
 
 
 def weighted_loss(logits, targets, weight):

@@ -26,6 +26,11 @@ MIXTURES = {
         "recall": 0.04, "repeat": 0.03, "lookup": 0.11, "needle-near": 0.06, "needle": 0.22, "tools": 0.19, "lists": 0.09,
         "arithmetic": 0.06, "knowledge": 0.07, "talk": 0.01, "passage": 0.03, "several": 0.05, "text": 0.04,
     },
+    # What quantised experts forget most comes more often.
+    "adapt": {
+        "recall": 0.03, "repeat": 0.02, "lookup": 0.08, "needle-near": 0.05, "needle": 0.15, "tools": 0.19, "lists": 0.15,
+        "arithmetic": 0.07, "knowledge": 0.15, "talk": 0.01, "passage": 0.03, "several": 0.04, "text": 0.03,
+    },
 }  # fmt: skip
 
 
