@@ -14,7 +14,7 @@ namespace emulator {
 
 namespace {
 
-struct sigaction earlier_segv, earlier_bus;
+struct sigaction earlier_segv, earlier_bus, earlier_fpe;
 
 void handle(int signal, siginfo_t* info, void*) {
     auto thread = static_cast<Thread*>(emulator_thread);
@@ -22,6 +22,7 @@ void handle(int signal, siginfo_t* info, void*) {
         // Not a kernel's: whoever handled the signal before sees it when the instruction repeats.
         sigaction(SIGSEGV, &earlier_segv, nullptr);
         sigaction(SIGBUS, &earlier_bus, nullptr);
+        sigaction(SIGFPE, &earlier_fpe, nullptr);
         return;
     }
     const Machine& machine = *thread->machine;
@@ -29,9 +30,9 @@ void handle(int signal, siginfo_t* info, void*) {
     char text[512];
     int length = snprintf(text, sizeof text,
                           "cuda-emulator: kernel %s, block (%u, %u, %u), thread (%u, %u, %u): %s "
-                          "%p (a misaligned vector shows as address nil)\n",
+                          "%p\n",
                           machine.launch->name, block.x, block.y, block.z, index.x, index.y,
-                          index.z, signal == SIGBUS ? "bus error at" : "illegal address",
+                          index.z, signal == SIGFPE ? "integer division at" : "illegal address",
                           info->si_addr);
     ssize_t written = write(STDERR_FILENO, text, (size_t)length);
     (void)written;
@@ -48,6 +49,7 @@ void install_fault_handler() {
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;
         sigaction(SIGSEGV, &action, &earlier_segv);
         sigaction(SIGBUS, &action, &earlier_bus);
+        sigaction(SIGFPE, &action, &earlier_fpe);
     });
     stack_t present;
     if (sigaltstack(nullptr, &present) == 0 && present.ss_flags & SS_DISABLE) {

@@ -157,8 +157,9 @@ struct KernelCall {
         memcpy(first, values.data(), values.size() * sizeof *first);
         std::vector<void*> parameters;
         for (size_t offset : offsets) parameters.push_back(first + offset);
+        static uint64_t launches;
         Launch launch = {function->kernel->name, shape.blocks, shape.threads, shape.shared_bytes,
-                         parameters.data()};
+                         parameters.data(), launches++};
         return run_kernel(*function, launch);
     }
 };

@@ -159,6 +159,14 @@ void add_functions(Module& module, const Kernel* kernels) {
     }
 }
 
+void unload(Module& module) {
+    for (auto& function : module.functions) functions.erase(function.get());
+    for (const Module::Copy& copy : module.copies) {
+        dlclose(copy.handle);
+        close(copy.file);
+    }
+}
+
 CUresult load(void** out, const void* image) {
     if (!out || !image) return CUDA_ERROR_INVALID_VALUE;
     size_t size = image_size(image);
@@ -171,12 +179,19 @@ CUresult load(void** out, const void* image) {
     if (!load_copy(*module)) return CUDA_ERROR_INVALID_IMAGE;
     const Kernel* kernels = kernels_of(module->copies[0]);
     if (!kernels) {
-        dlclose(module->copies[0].handle);
-        close(module->copies[0].file);
+        unload(*module);
         return CUDA_ERROR_INVALID_IMAGE;
     }
     read_symbols(*module);
     add_functions(*module, kernels);
+    for (auto& function : module->functions) {
+        if (function->static_shared <= default_shared_limit) continue;
+        refuse(CUDA_ERROR_INVALID_IMAGE, std::string(function->kernel->name) + " has " +
+                                             std::to_string(function->static_shared) +
+                                             " bytes of static shared memory, at most 49152");
+        unload(*module);
+        return CUDA_ERROR_INVALID_IMAGE;
+    }
     *out = *modules.insert(module.release()).first;
     return CUDA_SUCCESS;
 }
@@ -254,11 +269,7 @@ EMULATOR_API cuModuleUnload(void* handle) {
         if (found == modules.end()) return refuse(CUDA_ERROR_INVALID_HANDLE, "no such module");
         std::unique_ptr<Module> module(*found);
         modules.erase(found);
-        for (auto& function : module->functions) functions.erase(function.get());
-        for (const Module::Copy& copy : module->copies) {
-            dlclose(copy.handle);
-            close(copy.file);
-        }
+        unload(*module);
         return CUDA_SUCCESS;
     });
 }

@@ -309,8 +309,9 @@ Result compile_in(Program& program, const Options& options, const fs::path& fold
     for (const char* argument :
          {"-fPIC", "-shared", "-nostartfiles", "-fvisibility=hidden", "-fno-gnu-unique",
           "-fno-strict-aliasing", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions",
-          "-fno-asynchronous-unwind-tables", "-fno-ipa-reference", "-g1", "program.txt", "-o",
-          "program.so", "-lm"}) {
+          "-fno-asynchronous-unwind-tables", "-fno-ipa-reference",
+          "-fsanitize=alignment,bounds-strict,shift-exponent,integer-divide-by-zero,unreachable",
+          "-nostdlib", "-g1", "program.txt", "-o", "program.so", "-lm", "-lgcc"}) {
         second.push_back(argument);
     }
     for (const string& argument : options.arguments) {

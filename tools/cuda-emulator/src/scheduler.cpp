@@ -101,7 +101,9 @@ void Machine::run_block(uint64_t index) {
         }
     }
     poison_shared_memory();
-    resume(&warps[0].threads[0], &main_stack_pointer);
+    descending = (index + launch->number) % 2;
+    Warp& first = warps[descending ? warp_count - 1 : 0];
+    resume(first_of(first, first.runnable), &main_stack_pointer);
     emulator_thread = nullptr;
     check_shared_fence();
 }
@@ -114,10 +116,10 @@ void Machine::switch_away(Thread* from) {
 
 // Other warps go first: the thread may wait for something that one of them does.
 void Machine::yield(Thread* from) {
-    Warp* warp = from->warp;
-    uint32_t later = warp->runnable & ~((2u << from->lane) - 1);
-    Thread* to = later ? &warp->threads[__builtin_ctz(later)] : next_warp(warp);
-    if (!to) to = &warp->threads[__builtin_ctz(warp->runnable)];
+    Warp& warp = *from->warp;
+    uint32_t later = warp.runnable & lanes_after(from->lane);
+    Thread* to = later ? first_of(warp, later) : next_warp(warp);
+    if (!to) to = first_of(warp, warp.runnable);
     if (to != from) resume(to, &from->stack_pointer);
 }
 
@@ -194,20 +196,28 @@ void Machine::run_thread_to_end(Thread* thread) {
 }
 
 Thread* Machine::next(const Thread* after) {
-    Warp* warp = after->warp;
-    uint32_t later = warp->runnable & ~((2u << after->lane) - 1);
-    if (later) return &warp->threads[__builtin_ctz(later)];
-    if (warp->runnable) return &warp->threads[__builtin_ctz(warp->runnable)];
+    Warp& warp = *after->warp;
+    uint32_t later = warp.runnable & lanes_after(after->lane);
+    if (later) return first_of(warp, later);
+    if (warp.runnable) return first_of(warp, warp.runnable);
     return next_warp(warp);
 }
 
-Thread* Machine::next_warp(const Warp* warp) {
-    unsigned current = unsigned(warp - warps.data());
+Thread* Machine::next_warp(const Warp& warp) {
+    unsigned current = unsigned(&warp - warps.data());
     for (unsigned i = 1; i < warp_count; ++i) {
-        Warp& other = warps[(current + i) % warp_count];
-        if (other.runnable) return &other.threads[__builtin_ctz(other.runnable)];
+        Warp& other = warps[(current + (descending ? warp_count - i : i)) % warp_count];
+        if (other.runnable) return first_of(other, other.runnable);
     }
     return nullptr;
+}
+
+uint32_t Machine::lanes_after(unsigned lane) const {
+    return descending ? (1u << lane) - 1 : ~((2u << lane) - 1);
+}
+
+Thread* Machine::first_of(Warp& warp, uint32_t lanes) const {
+    return &warp.threads[descending ? 31 - __builtin_clz(lanes) : __builtin_ctz(lanes)];
 }
 
 void Machine::resume(Thread* thread, void** save) {

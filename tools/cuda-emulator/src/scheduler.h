@@ -2,6 +2,8 @@
 //
 // A fiber runs until it waits at a barrier or a warp operation; then the next lane of its warp
 // that can run does, or else one of the next warp. Nothing runs at the same time within a block.
+// Every other block goes through its threads from the last to the first, so that a kernel without
+// a barrier that it needs cannot be right in both orders.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +45,8 @@ struct Warp {
     uint32_t alive, runnable, waiting;
     uint32_t mask[32];
     WarpOperation operation[32];
-    uint8_t kind[32];
+    // The operation and its kind, to compare in one go.
+    uint16_t signature[32];
     uint32_t source[32];
     uint64_t value[32];
     uint64_t result[32];
@@ -63,6 +66,8 @@ struct Launch {
     uint3 threads;
     unsigned shared_bytes;
     void* const* parameters;
+    // Counts launches.
+    uint64_t number;
 };
 
 // Where one loaded copy of a program keeps what a block uses.
@@ -102,6 +107,8 @@ struct Machine {
   private:
     std::vector<Warp> warps;
     unsigned warp_count, alive;
+    // Whether the block runs its threads from the last to the first.
+    bool descending;
     unsigned arrived, predicates;
     unsigned released_count, released_total;
     const char* barrier_file;
@@ -115,7 +122,9 @@ struct Machine {
     static void fiber_main();
     void run_thread_to_end(Thread* thread);
     Thread* next(const Thread* after);
-    Thread* next_warp(const Warp* warp);
+    Thread* next_warp(const Warp& warp);
+    uint32_t lanes_after(unsigned lane) const;
+    Thread* first_of(Warp& warp, uint32_t lanes) const;
     void resume(Thread* thread, void** save);
     char* take_stack();
     void release_barrier();

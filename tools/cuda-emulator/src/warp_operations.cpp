@@ -16,14 +16,18 @@ namespace {
 
 Thread* current() { return static_cast<Thread*>(emulator_thread); }
 
+template <class T>
+uint32_t different_lanes(const T (&values)[32], T value) {
+    uint32_t different = 0;
+    for (unsigned lane = 0; lane < 32; ++lane) different |= uint32_t(values[lane] != value) << lane;
+    return different;
+}
+
 // The lanes of the group if all of them wait with the mask of `lane`, else 0.
 uint32_t complete_group(const Warp& warp, unsigned lane) {
     uint32_t mask = warp.mask[lane], group = mask & warp.alive;
     if ((warp.waiting & group) != group) return 0;
-    for (uint32_t lanes = group; lanes; lanes &= lanes - 1) {
-        if (warp.mask[__builtin_ctz(lanes)] != mask) return 0;
-    }
-    return group;
+    return different_lanes(warp.mask, mask) & group ? 0 : group;
 }
 
 void wait_for_lanes(Thread* thread, uint32_t mask, WarpOperation operation, uint8_t kind = 0) {
@@ -37,7 +41,7 @@ void wait_for_lanes(Thread* thread, uint32_t mask, WarpOperation operation, uint
     }
     warp.mask[lane] = mask;
     warp.operation[lane] = operation;
-    warp.kind[lane] = kind;
+    warp.signature[lane] = uint16_t((unsigned)operation << 8 | kind);
     warp.waiting |= bit;
     if (uint32_t group = complete_group(warp, lane)) {
         complete_warp_operation(warp, group, lane);
@@ -169,14 +173,14 @@ void need_shared(const Thread& thread, const char* what, const void* p) {
 
 void complete_warp_operation(Warp& warp, uint32_t group, unsigned lane) {
     WarpOperation operation = warp.operation[lane];
-    uint8_t kind = warp.kind[lane];
-    for_lanes(group, [&](unsigned other) {
-        if (warp.operation[other] == operation && warp.kind[other] == kind) return;
+    uint8_t kind = (uint8_t)warp.signature[lane];
+    if (uint32_t others = different_lanes(warp.signature, warp.signature[lane]) & group) {
+        unsigned other = (unsigned)__builtin_ctz(others);
         warp.threads[lane].machine->fail(
             "lanes of one warp wait at different operations: " + describe(warp.threads[lane]) +
             " at " + operation_name(operation) + ", " + describe(warp.threads[other]) + " at " +
             operation_name(warp.operation[other]));
-    });
+    }
     switch (operation) {
         case WarpOperation::barrier: break;
         case WarpOperation::shuffle: shuffle(warp, group); break;

@@ -221,4 +221,20 @@ extern "C" __global__ void missing_lane(u32* out) {
 
 extern "C" __global__ void out_of_bounds(u32* out) { out[threadIdx.x * 4096] = 1; }
 
+extern "C" __global__ void misaligned(u32* x) { ((u64*)(x + 1))[threadIdx.x] = 1; }
+
+extern "C" __global__ void outside_of_array(u32* x) {
+    __shared__ u32 part[32];
+    part[threadIdx.x] = x[threadIdx.x];
+}
+
+extern "C" __global__ void wide_shift(u32* x) { x[0] = 1u << x[0]; }
+
+// Right only if thread 0 runs before the others.
+extern "C" __global__ void missing_barrier(u32* out) {
+    __shared__ u32 first;
+    if (threadIdx.x == 0) first = 1;
+    out[blockIdx.x * blockDim.x + threadIdx.x] = first;
+}
+
 extern "C" __global__ void outside_of_shared() { ((u32*)dynamic_shared)[threadIdx.x] = 1; }

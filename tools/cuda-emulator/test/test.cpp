@@ -132,6 +132,15 @@ void test_fresh_memory() {
     for (uint32_t word : out.read()) CHECK(word == ~0u);
 }
 
+void test_order_of_threads() {
+    Device<uint32_t> out(4 * 64);
+    launch("missing_barrier", {4}, {64}, 0, out.address);
+    auto results = out.read();
+    int unwritten = 0;
+    for (uint32_t word : results) unwritten += word == ~0u;
+    CHECK(unwritten == 2 * 63);
+}
+
 struct WarpResults {
     int rotated, up, down, within8;
     uint32_t ballot, sum, largest, equal;
@@ -463,6 +472,11 @@ void test_mistakes_are_found() {
     check_aborts("no thread can run", [&] { launch("missing_lane", {1}, {32}, 0, out.address); });
     check_aborts("kernel out_of_bounds, block (0, 0, 0), thread (1, 0, 0): illegal address",
                  [&] { launch("out_of_bounds", {1}, {32}, 0, out.address); });
+    check_aborts("address is not aligned", [&] { launch("misaligned", {1}, {1}, 0, out.address); });
+    check_aborts("shift is as wide", [&] { launch("wide_shift", {1}, {1}, 0, out.address); });
+    check_aborts("index is outside of the array", [&] {
+        launch("outside_of_array", {1}, {64}, 0, out.address);
+    });
     check_aborts("wrote at byte 64 of dynamic shared memory", [] {
         launch("outside_of_shared", {1}, {32}, 64);
     });
@@ -539,6 +553,7 @@ int main(int, char** arguments) {
     test_barriers_and_static_shared();
     test_dynamic_shared();
     test_fresh_memory();
+    test_order_of_threads();
     test_warp_operations();
     test_early_exit();
     test_indices();
