@@ -23,6 +23,8 @@
 #include <string>
 #include <vector>
 
+#include "../device/runtime.cuh"
+
 #define NVRTC_API extern "C" __attribute__((visibility("default")))
 
 namespace {
@@ -115,7 +117,7 @@ void write_file(const fs::path& path, const string& text) {
 // Runs g++ in a folder; what it prints is added to the log.
 bool run_compiler(const fs::path& folder, std::vector<string> arguments, string& log) {
     fs::path output = folder / "output.txt";
-    // The working folder shows in no message: paths are relative to it.
+    // Within the folder, so that messages name the files as the program does.
     string script = "cd \"$0\" && exec g++ \"$@\"";
     std::vector<string> words = {"sh", "-c", script, folder.string()};
     words.insert(words.end(), arguments.begin(), arguments.end());
@@ -268,18 +270,17 @@ string program_text(const string& preprocessed) {
                 "\", emulator::launch_bounds(" + kernel.bounds + ")),\n";
     }
     text += "{}};\n";
-    text += "asm(\".bss\\n.balign \" \"4096\" \"\\n.globl emulator_dynamic_shared\\n"
-            "emulator_dynamic_shared:\\n";
+    // Every name of dynamic shared memory stands for the same room.
+    text += "asm(R\"(\n.pushsection .bss\n.balign " + std::to_string(emulator::page_size) +
+            "\n.globl emulator_dynamic_shared\nemulator_dynamic_shared:\n";
     for (const string& name : found.dynamic_shared) {
-        text += ".globl " + name + "\\n.hidden " + name + "\\n" + name + ":\\n";
+        text += ".globl " + name + "\n.hidden " + name + "\n" + name + ":\n";
     }
-    // The room of runtime.cuh.
-    text += ".zero 237568\\n.text\");\n";
-    text += "static_assert(emulator::dynamic_shared_room == 237568);\n";
+    text += ".zero " + std::to_string(emulator::dynamic_shared_room) + "\n.popsection\n)\");\n";
     return text;
 }
 
-bool write_sources(const Program& program, const fs::path& folder) {
+void write_sources(const Program& program, const fs::path& folder) {
     write_file(folder / program.name, program.source);
     for (const Header& header : program.headers) {
         fs::path path = folder / fs::path(header.name).relative_path();
@@ -287,7 +288,6 @@ bool write_sources(const Program& program, const fs::path& folder) {
         fs::create_directories(path.parent_path());
         write_file(path, header.text);
     }
-    return true;
 }
 
 Result compile_in(Program& program, const Options& options, const fs::path& folder) {

@@ -141,8 +141,8 @@ void complete_after_exit(Warp& warp);
 std::string describe(const ThreadView& thread);
 const char* operation_name(WarpOperation operation);
 
-// Reports memory faults of kernels with the place of the thread; once per process, and a signal
-// stack for the calling thread.
+// Makes faults of kernels stop the process with the thread's place. For every thread of the
+// operating system that runs kernels, which gets a stack for signals here.
 void install_fault_handler();
 
 }  // namespace emulator
