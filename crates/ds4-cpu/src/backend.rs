@@ -51,6 +51,11 @@ impl CpuBackend {
         CpuBackend { observer: Some(observer), ..self }
     }
 
+    /// Which implementation of the hot routines runs.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
     fn layer(&self, layer: usize) -> (&LayerWeights, LayerKind) {
         (&self.model.weights.layers[layer], self.model.config.layers[layer].kind)
     }
@@ -341,8 +346,8 @@ impl Backend for CpuBackend {
         cache.rewind(position);
     }
 
-    fn frontier(&self, cache: &Cache, position: usize) -> Frontier {
-        cache.frontier(position)
+    fn frontier(&self, cache: &Cache, position: usize) -> StageResult<Frontier> {
+        Ok(cache.frontier(position))
     }
 
     fn set_frontier(&self, cache: &mut Cache, frontier: &Frontier) -> StageResult {
@@ -350,8 +355,8 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn layer_rows(&self, cache: &Cache, layer: usize) -> LayerRows {
-        cache.layers[layer].rows()
+    fn layer_rows(&self, cache: &Cache, layer: usize) -> StageResult<LayerRows> {
+        Ok(cache.layers[layer].rows())
     }
 
     fn set_layer_rows(&self, cache: &mut Cache, layer: usize, rows: &LayerRows) -> StageResult {

@@ -85,10 +85,10 @@ fn chunks_snapshots_and_rewinds_do_not_change_logits() {
 
     let mut session = engine.new_session().unwrap();
     feed(&engine, &mut session, &tokens[..333], 128);
-    let checkpoint = engine.checkpoint(&session);
-    let bytes = engine.snapshot(&session);
+    let checkpoint = engine.checkpoint(&session).unwrap();
+    let bytes = engine.snapshot(&session).unwrap();
     let mut restored = engine.restore(&bytes).unwrap();
-    assert_eq!(engine.snapshot(&restored), bytes);
+    assert_eq!(engine.snapshot(&restored).unwrap(), bytes);
     let rows = feed(&engine, &mut restored, &tokens[333..], 100);
     assert_close("restored at 333", &whole[333..], &rows);
 
@@ -168,11 +168,11 @@ fn going_back_too_far_or_to_other_tokens_is_refused() {
 
     let mut other = engine.new_session().unwrap();
     feed(&engine, &mut other, &tokens[1..91], 90);
-    let checkpoint = engine.checkpoint(&other);
+    let checkpoint = engine.checkpoint(&other).unwrap();
     let refused = engine.truncate(&mut session, &checkpoint);
     assert_eq!(refused, Err(RewindError::OtherTokens { position: 90 }));
 
-    let mut restored = engine.restore(&engine.snapshot(&session)).unwrap();
+    let mut restored = engine.restore(&engine.snapshot(&session).unwrap()).unwrap();
     let refused = engine.rewind(&mut restored, 89);
     assert_eq!(refused, Err(RewindError::Overwritten { to: 89, oldest: 90 }));
 }
@@ -182,7 +182,7 @@ fn foreign_and_damaged_snapshots_are_refused() {
     let engine = tiny_engine(Kernels::Reference, CacheRounding::On);
     let mut session = engine.new_session().unwrap();
     feed(&engine, &mut session, &prompt()[..130], 130);
-    let good = engine.snapshot(&session);
+    let good = engine.snapshot(&session).unwrap();
     let refused = |bytes: &[u8]| engine.restore(bytes).err().unwrap();
 
     for n in [0, 7, 47] {

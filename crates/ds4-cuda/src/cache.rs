@@ -117,6 +117,17 @@ impl Cache {
         Ok(cache)
     }
 
+    /// Bytes of a cache that holds `position` tokens, at the least.
+    pub fn bytes_at(config: &Config, rounding: CacheRounding, position: usize) -> u64 {
+        let (row, key) = (rounding.kv_codec().row_bytes(), rounding.index_codec().row_bytes());
+        let layer = |kind: LayerKind| {
+            let rows = position.checked_div(kind.ratio()).unwrap_or(0);
+            let per_row = row + if kind == LayerKind::Csa { key } else { 0 };
+            WINDOW_SLOTS * row + rows * per_row
+        };
+        config.layers.iter().map(|l| layer(l.kind) as u64).sum()
+    }
+
     /// Addresses of every layer's state. They change when [`reserve`](Self::reserve) grows it.
     pub fn pointers(&self) -> &[LayerPointers] {
         &self.pointers
@@ -315,10 +326,7 @@ impl Compressed {
         let positions = compressor_tail(self.ratio, position);
         let values = positions.clone().flat_map(|p| &inputs[self.input_slot(p)]);
         let scores = positions.clone().flat_map(|p| &inputs[self.score_slot(p)]);
-        CompressorInputs {
-            values: values.copied().collect(),
-            scores: scores.copied().collect(),
-        }
+        CompressorInputs { values: values.copied().collect(), scores: scores.copied().collect() }
     }
 
     fn set_tail(&self, inputs: &mut [f32], position: usize, saved: &CompressorInputs) {

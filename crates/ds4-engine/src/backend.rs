@@ -195,11 +195,11 @@ pub trait Backend: Send + Sync {
     /// highest one written.
     fn rewind(&self, cache: &mut Self::Cache, position: usize);
     /// Copies out the part that later tokens overwrite. `position` is where the cache stands.
-    fn frontier(&self, cache: &Self::Cache, position: usize) -> Frontier;
+    fn frontier(&self, cache: &Self::Cache, position: usize) -> StageResult<Frontier>;
     /// Puts a frontier back and drops all rows beyond it.
     fn set_frontier(&self, cache: &mut Self::Cache, frontier: &Frontier) -> StageResult;
     /// Copies out one layer's rows.
-    fn layer_rows(&self, cache: &Self::Cache, layer: usize) -> LayerRows;
+    fn layer_rows(&self, cache: &Self::Cache, layer: usize) -> StageResult<LayerRows>;
     /// Replaces one layer's rows.
     fn set_layer_rows(
         &self,

@@ -2,7 +2,7 @@
 
 use crate::{
     Engine, MAX_REWIND, TokenId,
-    backend::{Backend, BackendError, Frontier},
+    backend::{Backend, BackendError, CompressorInputs, Frontier, LayerFrontier},
 };
 
 /// One sequence of tokens with its KV state.
@@ -29,6 +29,13 @@ impl Checkpoint {
     /// Tokens processed at the checkpoint.
     pub fn position(&self) -> usize {
         self.frontier.position
+    }
+
+    /// Bytes it holds.
+    pub fn bytes(&self) -> usize {
+        let inputs = |i: &CompressorInputs| size_of_val(&i.values[..]) + size_of_val(&i.scores[..]);
+        let layer = |l: &LayerFrontier| l.window.len() + inputs(&l.compressor) + inputs(&l.indexer);
+        self.frontier.layers.iter().map(layer).sum()
     }
 }
 
@@ -131,11 +138,14 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Saves the session's present position, to come back to from any later one.
-    pub fn checkpoint(&self, session: &Session<B>) -> Checkpoint {
-        Checkpoint {
-            frontier: self.backend().frontier(&session.cache, session.len()),
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn checkpoint(&self, session: &Session<B>) -> Result<Checkpoint, BackendError> {
+        Ok(Checkpoint {
+            frontier: self.backend().frontier(&session.cache, session.len())?,
             prefix: session.prefix_hash(session.len()),
-        }
+        })
     }
 
     /// Goes back to a checkpoint of this session, or of one with the same tokens up to there.

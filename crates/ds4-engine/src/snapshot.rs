@@ -71,7 +71,10 @@ pub enum SnapshotError {
 
 impl<B: Backend> Engine<B> {
     /// The session as bytes. Costs one copy of what its cache holds.
-    pub fn snapshot(&self, session: &Session<B>) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn snapshot(&self, session: &Session<B>) -> Result<Vec<u8>, BackendError> {
         let b = self.backend();
         let sizes = Sizes::new(b.config(), b.cache_rounding(), session.len());
         let mut out = Vec::with_capacity(sizes.total());
@@ -82,16 +85,16 @@ impl<B: Backend> Engine<B> {
         for token in session.tokens() {
             out.extend_from_slice(&token.to_le_bytes());
         }
-        let frontier = b.frontier(&session.cache, session.len());
+        let frontier = b.frontier(&session.cache, session.len())?;
         for (l, layer) in frontier.layers.iter().enumerate() {
-            let rows = b.layer_rows(&session.cache, l);
+            let rows = b.layer_rows(&session.cache, l)?;
             out.extend_from_slice(&layer.window);
             out.extend_from_slice(&rows.rows);
             write_inputs(&mut out, &layer.compressor);
             out.extend_from_slice(&rows.index_keys);
             write_inputs(&mut out, &layer.indexer);
         }
-        out
+        Ok(out)
     }
 
     /// A session from the bytes of [`snapshot`](Self::snapshot), continuing with equal logits.

@@ -43,7 +43,9 @@ impl LiveSession {
         if self.checkpoints.last().is_some_and(|c| c.position() == self.session.len()) {
             return;
         }
-        self.checkpoints.push(engine.checkpoint(&self.session));
+        // A device that fails here says so at the next step.
+        let Ok(checkpoint) = engine.checkpoint(&self.session) else { return };
+        self.checkpoints.push(checkpoint);
         if self.checkpoints.len() > 1 + CHECKPOINTS {
             self.checkpoints.remove(1);
         }

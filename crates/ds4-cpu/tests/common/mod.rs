@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, sync::Arc};
 
 use ds4_cpu::{CpuBackend, Kernels};
-use ds4_engine::{Engine, LogitsWanted, Session, Work, rows::CacheRounding, sampling};
+use ds4_engine::{Backend, Engine, LogitsWanted, Session, Work, rows::CacheRounding, sampling};
 use ds4_model::Model;
 use safetensors::SafeTensors;
 
@@ -19,9 +19,9 @@ pub fn tiny_engine(kernels: Kernels, rounding: CacheRounding) -> CpuEngine {
 }
 
 /// Appends `tokens` in chunks; returns the logits after every one of them.
-pub fn feed(
-    engine: &CpuEngine,
-    session: &mut Session<CpuBackend>,
+pub fn feed<B: Backend>(
+    engine: &Engine<B>,
+    session: &mut Session<B>,
     tokens: &[u32],
     chunk: usize,
 ) -> Vec<Vec<f32>> {

@@ -1,0 +1,423 @@
+// Weight formats on the device, and how their values become operands of the matrix units.
+//
+// A matrix is cut into tiles of 16 rows, and each tile into steps of 32 columns: two products
+// of 16×16 weights. Inside a step, lane (g = lane / 4, t = lane % 4) of a warp holds columns
+// 8t … 8t+7 of rows g and g + 8. That permutes the sum over columns against the order the
+// instruction was made for, which matters to nobody as long as the activations are permuted
+// alike: each lane reads eight consecutive ones. `repack.cu` brings every format into the order in
+// which lanes read it, 16 bytes at a time; several steps make a unit, which is loaded at once.
+#pragma once
+
+#include "common.cuh"
+
+enum WeightType { Q8_0, F16, F32, IQ2_XXS, Q2_K, Q4_K, MXFP4, WEIGHT_TYPES };
+
+// A matrix in device memory. Mirrors `Planes` in src/weights.rs.
+struct Planes {
+    // The bulk of the weights, in 16-byte pieces in lane order.
+    const uint4* weights;
+    // Scales, and what else belongs to groups of weights.
+    const u8* scales;
+    const u8* more_scales;
+};
+
+// Steps of a unit.
+__host__ __device__ constexpr int unit_steps(int type) {
+    return type == Q8_0 || type == MXFP4 ? 4 : type == F16 || type == F32 ? 2 : 8;
+}
+
+// What a lane holds of one unit of one tile.
+template <int TYPE>
+struct Unit;
+
+// Two rows' factors: those of rows g and g + 8.
+struct RowPair {
+    float low, high;
+};
+
+__device__ inline RowPair unpack_rows(u32 halves) {
+    float2 f = unpack_half2(halves);
+    return {f.x, f.y};
+}
+
+// A step's weights as operands of two products.
+struct Operands {
+    u32 a[2][4];
+};
+
+// Bytes 0 … 3 as halves 1024 + byte, in two pairs.
+__device__ inline void bytes_to_halves(u32 bytes, u32& low, u32& high) {
+    low = __byte_perm(bytes, 0x64646464, 0x4140);
+    high = __byte_perm(bytes, 0x64646464, 0x4342);
+}
+
+// Weights with their scale become halves times this, so that small ones stay clear of the subnormal
+// range; sums are divided by it.
+#define WEIGHT_UNIT 64.0f
+
+// Weights of any type but F16, whose values are halves already.
+__host__ __device__ constexpr float weight_unit(int type) {
+    return type == F16 || type == F32 ? 1.0f : WEIGHT_UNIT;
+}
+
+// Both rows' operands times their factor, in half precision.
+__device__ inline void scale_rows(Operands& o, RowPair f) {
+    u32 low = pack_half2(f.low, f.low), high = pack_half2(f.high, f.high);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        o.a[i][0] = half2_mul(o.a[i][0], low);
+        o.a[i][1] = half2_mul(o.a[i][1], high);
+        o.a[i][2] = half2_mul(o.a[i][2], low);
+        o.a[i][3] = half2_mul(o.a[i][3], high);
+    }
+}
+
+// Eight columns of row g + 8·`row`, as four pairs in order.
+__device__ inline void put_row(Operands& o, int row, u32 p0, u32 p1, u32 p2, u32 p3) {
+    o.a[0][row] = p0;
+    o.a[0][row + 2] = p1;
+    o.a[1][row] = p2;
+    o.a[1][row + 2] = p3;
+}
+
+__device__ inline u32 same_halves(float x) { return pack_half2(x, x); }
+
+// ---- Q8_0: one scale for 32 columns -----------------------------------------------------------
+
+template <>
+struct Unit<Q8_0> {
+    uint4 weights[4];
+    uint4 scales;
+
+    __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
+        const uint4* from = p.weights + ((size_t)tile * units + unit) * 128 + lane;
+#pragma unroll
+        for (int s = 0; s < 4; ++s) weights[s] = load_once16(from + 32 * s);
+        scales = ((const uint4*)p.scales)[((size_t)tile * units + unit) * 8 + lane / 4];
+    }
+
+    __device__ inline u32 step_scales(int step) const {
+        return step == 0 ? scales.x : step == 1 ? scales.y : step == 2 ? scales.z : scales.w;
+    }
+
+    __device__ static inline void convert(u32 bytes, u32& low, u32& high) {
+        bytes_to_halves(bytes ^ 0x80808080, low, high);
+        // 1024 + 128 + weight.
+        low = half2_sub(low, 0x64806480);
+        high = half2_sub(high, 0x64806480);
+    }
+
+    // Weights without their scale.
+    __device__ inline Operands operands(int step, const uint2*, int) const {
+        Operands o;
+        uint4 w = weights[step];
+        u32 p[4];
+        convert(w.x, p[0], p[1]);
+        convert(w.y, p[2], p[3]);
+        put_row(o, 0, p[0], p[1], p[2], p[3]);
+        convert(w.z, p[0], p[1]);
+        convert(w.w, p[2], p[3]);
+        put_row(o, 1, p[0], p[1], p[2], p[3]);
+        return o;
+    }
+
+    __device__ inline RowPair factor(int step) const { return unpack_rows(step_scales(step)); }
+
+    // Weights with their scale times WEIGHT_UNIT, rounded to half precision.
+    __device__ inline Operands scaled(int step, const uint2* grid, int lane) const {
+        Operands o = operands(step, grid, lane);
+        RowPair f = factor(step);
+        scale_rows(o, {WEIGHT_UNIT * f.low, WEIGHT_UNIT * f.high});
+        return o;
+    }
+};
+
+// ---- F16, and F32 as the sum of two halves ------------------------------------------------------
+
+template <>
+struct Unit<F16> {
+    uint4 weights[2][2];
+
+    __device__ inline void load_from(const uint4* plane, int units, int tile, int unit, int lane) {
+        const uint4* from = plane + ((size_t)tile * units + unit) * 128 + lane;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) weights[i / 2][i % 2] = load_once16(from + 32 * i);
+    }
+
+    __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
+        load_from(p.weights, units, tile, unit, lane);
+    }
+
+    __device__ inline Operands operands(int step, const uint2*, int) const {
+        Operands o;
+        uint4 low = weights[step][0], high = weights[step][1];
+        put_row(o, 0, low.x, low.y, low.z, low.w);
+        put_row(o, 1, high.x, high.y, high.z, high.w);
+        return o;
+    }
+
+    __device__ inline RowPair factor(int) const { return {1.0f, 1.0f}; }
+
+    __device__ inline Operands scaled(int step, const uint2* grid, int lane) const {
+        return operands(step, grid, lane);
+    }
+};
+
+// The larger halves; the smaller ones are another matrix, at `scales`.
+template <>
+struct Unit<F32> : Unit<F16> {};
+
+// ---- IQ2_XXS: eight columns from a grid, with signs ---------------------------------------------
+
+template <>
+struct Unit<IQ2_XXS> {
+    uint4 codes[2];
+    // Four bits a step for each row.
+    uint2 scale_codes;
+    u32 scales;
+
+    __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
+        size_t block = (size_t)tile * units + unit;
+        codes[0] = load_once16(p.weights + block * 64 + lane);
+        codes[1] = load_once16(p.weights + block * 64 + 32 + lane);
+        scale_codes = ((const uint2*)p.scales)[block * 8 + lane / 4];
+        scales = ((const u32*)p.more_scales)[block * 8 + lane / 4];
+    }
+
+    // Grid index in the low byte, signs of the eight columns in the high byte.
+    __device__ static inline void expand(u32 code, const uint2* grid, u32 (&p)[4]) {
+        uint2 magnitude = grid[code & 0xff];
+        u32 signs = code >> 8 & 0xff;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            u32 bytes = i ? magnitude.y : magnitude.x;
+            // The sign of each column in the top bit of its byte.
+            u32 s = ((signs >> 4 * i & 15) * 0x00204081 & 0x01010101) << 7;
+            u32 top = s ^ 0x64646464;
+            u32 low = __byte_perm(bytes, top, 0x5140), high = __byte_perm(bytes, top, 0x7362);
+            // ±(1024 + magnitude) ∓ 1024.
+            p[2 * i] = half2_sub(low, (low & 0x80008000) | 0x64006400);
+            p[2 * i + 1] = half2_sub(high, (high & 0x80008000) | 0x64006400);
+        }
+    }
+
+    __device__ inline u32 code(int step) const {
+        uint4 c = codes[step / 4];
+        int i = step % 4;
+        return i == 0 ? c.x : i == 1 ? c.y : i == 2 ? c.z : c.w;
+    }
+
+    __device__ inline Operands operands(int step, const uint2* grid, int) const {
+        Operands o;
+        u32 c = code(step), p[4];
+        expand(c, grid, p);
+        put_row(o, 0, p[0], p[1], p[2], p[3]);
+        expand(c >> 16, grid, p);
+        put_row(o, 1, p[0], p[1], p[2], p[3]);
+        return o;
+    }
+
+    __device__ inline RowPair factor(int step) const {
+        RowPair d = unpack_rows(scales);
+        float low = (float)(2 * (scale_codes.x >> 4 * step & 15) + 1);
+        float high = (float)(2 * (scale_codes.y >> 4 * step & 15) + 1);
+        return {0.125f * d.low * low, 0.125f * d.high * high};
+    }
+
+    __device__ inline Operands scaled(int step, const uint2* grid, int lane) const {
+        Operands o = operands(step, grid, lane);
+        RowPair f = factor(step);
+        scale_rows(o, {WEIGHT_UNIT * f.low, WEIGHT_UNIT * f.high});
+        return o;
+    }
+};
+
+// ---- Q2_K and Q4_K: small integers times a group's scale, less its minimum ----------------------
+
+// Eight columns as d·scale·q − d_min·minimum; `q` come as halves 1024 + q.
+struct KRow {
+    u32 scale, offset;
+
+    // Exact: q times the integer scale.
+    __device__ static inline KRow whole(int scale) {
+        return {same_halves((float)scale), same_halves(-1024.0f * (float)scale)};
+    }
+
+    __device__ inline u32 apply(u32 q) const { return half2_fma(q, scale, offset); }
+};
+
+template <int TYPE>
+struct UnitK {
+    static constexpr int PIECES = TYPE == Q2_K ? 2 : 4;
+    uint4 weights[PIECES];
+    uint4 groups[TYPE == Q2_K ? 1 : 2];
+    uint2 scales;
+
+    __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
+        size_t block = (size_t)tile * units + unit;
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) {
+            weights[i] = load_once16(p.weights + (block * PIECES + i) * 32 + lane);
+        }
+        const uint4* from = (const uint4*)p.scales + (block * 8 + lane / 4) * 2;
+        if (TYPE == Q2_K) {
+            groups[0] = from[lane % 4 / 2];
+        } else {
+            groups[0] = from[0];
+            groups[1] = from[1];
+        }
+        scales = ((const uint2*)p.more_scales)[block * 8 + lane / 4];
+    }
+
+    __device__ inline u32 byte_of(u32 low, u32 high, int i) const {
+        return (i < 4 ? low >> 8 * i : high >> 8 * (i - 4)) & 0xff;
+    }
+
+    // Scale and minimum of the step's group in row g + 8·`row`.
+    __device__ inline void group(int step, int row, int& scale, int& minimum) const {
+        if (TYPE == Q2_K) {
+            u32 b = row ? byte_of(groups[0].z, groups[0].w, step)
+                        : byte_of(groups[0].x, groups[0].y, step);
+            scale = b & 15;
+            minimum = b >> 4;
+        } else {
+            uint4 g = row ? groups[TYPE == Q2_K ? 0 : 1] : groups[0];
+            scale = byte_of(g.x, g.y, step);
+            minimum = byte_of(g.z, g.w, step);
+        }
+    }
+
+    // Halves 1024 + q of eight columns.
+    __device__ inline void quants(int step, int row, u32 (&p)[4]) const {
+        uint4 w = weights[TYPE == Q2_K ? step / 4 : step / 2];
+        int shift = TYPE == Q2_K ? 2 * (step % 4) : 4 * (step % 2);
+        u32 mask = TYPE == Q2_K ? 0x03030303 : 0x0f0f0f0f;
+        u32 first = row ? w.z : w.x, second = row ? w.w : w.y;
+        bytes_to_halves(first >> shift & mask, p[0], p[1]);
+        bytes_to_halves(second >> shift & mask, p[2], p[3]);
+    }
+
+    __device__ inline Operands operands(int step, const uint2*, int) const {
+        Operands o;
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            int scale, minimum;
+            group(step, row, scale, minimum);
+            KRow k = KRow::whole(scale);
+            u32 p[4];
+            quants(step, row, p);
+            put_row(o, row, k.apply(p[0]), k.apply(p[1]), k.apply(p[2]), k.apply(p[3]));
+        }
+        return o;
+    }
+
+    // The minima as operands: the same in all columns of a group.
+    __device__ inline Operands minima(int step) const {
+        Operands o;
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            int scale, minimum;
+            group(step, row, scale, minimum);
+            u32 m = same_halves((float)minimum);
+            put_row(o, row, m, m, m, m);
+        }
+        return o;
+    }
+
+    __device__ inline RowPair factor(int) const {
+        return {half_to_float((u16)scales.x), half_to_float((u16)scales.y)};
+    }
+
+    __device__ inline RowPair minimum_factor() const {
+        return {half_to_float((u16)(scales.x >> 16)), half_to_float((u16)(scales.y >> 16))};
+    }
+
+    __device__ inline Operands scaled(int step, const uint2*, int) const {
+        Operands o;
+        RowPair d = factor(step), d_min = minimum_factor();
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            int scale, minimum;
+            group(step, row, scale, minimum);
+            u32 a = same_halves(WEIGHT_UNIT * (row ? d.high : d.low) * (float)scale);
+            u32 b = same_halves(-WEIGHT_UNIT * (row ? d_min.high : d_min.low) * (float)minimum);
+            u32 p[4];
+            quants(step, row, p);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) p[i] = half2_fma(half2_sub(p[i], 0x64006400), a, b);
+            put_row(o, row, p[0], p[1], p[2], p[3]);
+        }
+        return o;
+    }
+};
+
+template <>
+struct Unit<Q2_K> : UnitK<Q2_K> {};
+template <>
+struct Unit<Q4_K> : UnitK<Q4_K> {};
+
+// ---- MXFP4: four-bit floats with a power of two for 32 columns ----------------------------------
+
+template <>
+struct Unit<MXFP4> {
+    uint4 weights[2];
+    uint2 scales;
+
+    __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
+        const uint4* from = p.weights + ((size_t)tile * units + unit) * 64 + lane;
+        weights[0] = load_once16(from);
+        weights[1] = load_once16(from + 32);
+        scales = ((const uint2*)p.scales)[((size_t)tile * units + unit) * 8 + lane / 4];
+    }
+
+    // Eight codes, the first in the lowest nibble: halves that are the values times 2^-14.
+    __device__ static inline void expand(u32 codes, u32 (&p)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            u32 pair = codes >> 8 * i;
+            u32 both = (pair & 0xf) | (pair & 0xf0) << 12;
+            p[i] = (both & 0x00080008) << 12 | (both & 0x00070007) << 9;
+        }
+    }
+
+    __device__ inline u32 codes(int step, int row) const {
+        uint4 w = weights[step / 2];
+        return step % 2 == 0 ? (row ? w.y : w.x) : (row ? w.w : w.z);
+    }
+
+    __device__ inline Operands operands(int step, const uint2*, int) const {
+        Operands o;
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            u32 p[4];
+            expand(codes(step, row), p);
+            // Exact, and out of the range of subnormal halves: times 2^10.
+#pragma unroll
+            for (int i = 0; i < 4; ++i) p[i] = half2_mul(p[i], 0x64006400);
+            put_row(o, row, p[0], p[1], p[2], p[3]);
+        }
+        return o;
+    }
+
+    // 2^(x - 127) · 2^4 for a stored exponent x.
+    __device__ static inline float power(u32 x) {
+        return __uint_as_float((x > 250 ? 254 : x + 4) << 23);
+    }
+
+    __device__ inline RowPair factor(int step) const {
+        u32 pair = (step < 2 ? scales.x : scales.y) >> 16 * (step % 2);
+        return {power(pair & 0xff), power(pair >> 8 & 0xff)};
+    }
+
+    __device__ inline Operands scaled(int step, const uint2* grid, int lane) const {
+        Operands o = operands(step, grid, lane);
+        RowPair f = factor(step);
+        scale_rows(o, {WEIGHT_UNIT * f.low, WEIGHT_UNIT * f.high});
+        return o;
+    }
+};
+
+// Every thread of the block copies its part of the IQ2 grid to shared memory.
+__device__ inline void load_grid(uint2* to, const uint2* grid) {
+    for (int i = threadIdx.x; i < 256; i += blockDim.x) to[i] = grid[i];
+}

@@ -1,0 +1,257 @@
+// Weights times activations, for the files that build kernels from it.
+//
+// Decoding: a warp multiplies one tile of 16 weight rows with up to 8·TOKENS activation rows,
+// over some of the tile's units; scales are applied in f32 after each step, so weights are exact
+// and activations are rounded to half precision, or not even that (`Rows::low`).
+#pragma once
+
+#include "formats.cuh"
+
+// Eight activation rows for each of TOKENS groups: every lane's own row, in halves.
+template <int TOKENS>
+struct Rows {
+    const u16* high[TOKENS];
+    // What rounding to halves left over, or null.
+    const u16* low[TOKENS];
+};
+
+template <int TOKENS>
+struct Sums {
+    // As the product instruction leaves them: rows g, g + 8 of the tile, tokens 2t, 2t + 1.
+    float at[TOKENS][4];
+
+    __device__ inline void clear() {
+#pragma unroll
+        for (int n = 0; n < TOKENS; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) at[n][i] = 0.0f;
+        }
+    }
+};
+
+__device__ inline void multiply_step(float (&d)[4], const Operands& o, const u16* x) {
+    uint4 b = *(const uint4*)x;
+    mma(d, o.a[0], b.x, b.y);
+    mma(d, o.a[1], b.z, b.w);
+}
+
+template <int TYPE, int TOKENS>
+__device__ inline void multiply_unit(
+    Sums<TOKENS>& sums, const Unit<TYPE>& w, const Rows<TOKENS>& x, int column, const uint2* grid,
+    int lane, bool exact
+) {
+#pragma unroll
+    for (int s = 0; s < unit_steps(TYPE); ++s) {
+        Operands o = w.operands(s, grid, lane);
+        RowPair f = w.factor(s);
+        int at = column + 32 * s + 8 * (lane % 4);
+#pragma unroll
+        for (int n = 0; n < TOKENS; ++n) {
+            float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            multiply_step(d, o, x.high[n] + at);
+            if (exact) multiply_step(d, o, x.low[n] + at);
+            sums.at[n][0] += f.low * d[0];
+            sums.at[n][1] += f.low * d[1];
+            sums.at[n][2] += f.high * d[2];
+            sums.at[n][3] += f.high * d[3];
+        }
+        if constexpr (TYPE == Q2_K || TYPE == Q4_K) {
+            Operands m = w.minima(s);
+            RowPair f = w.minimum_factor();
+#pragma unroll
+            for (int n = 0; n < TOKENS; ++n) {
+                float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+                multiply_step(d, m, x.high[n] + at);
+                if (exact) multiply_step(d, m, x.low[n] + at);
+                sums.at[n][0] -= f.low * d[0];
+                sums.at[n][1] -= f.low * d[1];
+                sums.at[n][2] -= f.high * d[2];
+                sums.at[n][3] -= f.high * d[3];
+            }
+        }
+    }
+}
+
+// Adds the products of units `first`, `first + stride`, … of a tile. The first unit is loaded
+// before `ready` is called, which waits for the activations.
+template <int TYPE, int TOKENS, typename Ready>
+__device__ inline void multiply_tile(
+    Sums<TOKENS>& sums, const Planes& w, int units, int tile, int first, int stride,
+    const Rows<TOKENS>& x, const uint2* grid, int lane, bool exact, Ready ready
+) {
+    Unit<TYPE> next;
+    if (first < units) next.load(w, units, tile, first, lane);
+    ready();
+    for (int u = first; u < units; u += stride) {
+        Unit<TYPE> unit = next;
+        if (u + stride < units) next.load(w, units, tile, u + stride, lane);
+        multiply_unit<TYPE, TOKENS>(
+            sums, unit, x, u * unit_steps(TYPE) * 32, grid, lane, exact);
+    }
+}
+
+// The same for F32 weights: both halves of the weights with both of the activations.
+template <int TOKENS, typename Ready>
+__device__ inline void multiply_tile_f32(
+    Sums<TOKENS>& sums, const Planes& w, int units, int tile, int first, int stride,
+    const Rows<TOKENS>& x, const uint2* grid, int lane, bool exact, Ready ready
+) {
+    Planes rest = {(const uint4*)w.scales, nullptr, nullptr};
+    multiply_tile<F16, TOKENS>(
+        sums, w, units, tile, first, stride, x, grid, lane, exact, ready);
+    multiply_tile<F16, TOKENS>(
+        sums, rest, units, tile, first, stride, x, grid, lane, false, [] {});
+}
+
+// Sets of weight types that a kernel is built for: the fewer, the fewer registers it needs.
+#define TYPE_BIT(TYPE) (1 << (TYPE))
+#define ANY_TYPE ((1 << WEIGHT_TYPES) - 1)
+// What attention and other dense matrices are stored in.
+#define DENSE_TYPES (TYPE_BIT(Q8_0) | TYPE_BIT(F16))
+
+// Dispatches on the type of the weights; all threads of a block take the same way.
+template <int TYPES, int TOKENS, typename Ready>
+__device__ inline void multiply_tile_of(
+    int type, Sums<TOKENS>& sums, const Planes& w, int columns, int tile, int first, int stride,
+    const Rows<TOKENS>& x, const uint2* grid, int lane, bool exact, Ready ready
+) {
+    int steps = columns / 32;
+#define CASE(TYPE)                                                                           \
+    if constexpr ((TYPES & TYPE_BIT(TYPE)) != 0) {                                           \
+        if (type == TYPE) {                                                                  \
+            multiply_tile<TYPE, TOKENS>(                                                     \
+                sums, w, steps / unit_steps(TYPE), tile, first, stride, x, grid, lane, exact, \
+                ready);                                                                      \
+        }                                                                                    \
+    }
+    CASE(Q8_0)
+    CASE(F16)
+    CASE(IQ2_XXS)
+    CASE(Q2_K)
+    CASE(Q4_K)
+    CASE(MXFP4)
+#undef CASE
+    if constexpr ((TYPES & TYPE_BIT(F32)) != 0) {
+        if (type == F32) {
+            multiply_tile_f32<TOKENS>(
+                sums, w, steps / unit_steps(F32), tile, first, stride, x, grid, lane, exact,
+                ready);
+        }
+    }
+}
+
+// Sums of all warps of the block, for (row, token) pairs of the tile: pair i is row i % 16 of
+// token i / 16. `scratch` holds 128·TOKENS floats per warp.
+template <int TOKENS>
+__device__ inline void gather_sums(const Sums<TOKENS>& sums, float* scratch, int warp, int lane) {
+    float* own = scratch + warp * 128 * TOKENS;
+    int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int n = 0; n < TOKENS; ++n) {
+        own[(8 * n + 2 * t) * 16 + g] = sums.at[n][0];
+        own[(8 * n + 2 * t + 1) * 16 + g] = sums.at[n][1];
+        own[(8 * n + 2 * t) * 16 + g + 8] = sums.at[n][2];
+        own[(8 * n + 2 * t + 1) * 16 + g + 8] = sums.at[n][3];
+    }
+}
+
+template <int TOKENS>
+__device__ inline float total(const float* scratch, int warps, int pair) {
+    float sum = 0.0f;
+    for (int w = 0; w < warps; ++w) sum += scratch[w * 128 * TOKENS + pair];
+    return sum;
+}
+
+// SwiGLU of an expert's hidden layer, with its inputs clamped.
+__device__ inline float swiglu(float gate, float up, float limit) {
+    gate = fminf(gate, limit);
+    up = fminf(fmaxf(up, -limit), limit);
+    return gate * sigmoid(gate) * up;
+}
+
+// Rows of a step by the expert they chose. Mirrors `Groups` in src/experts.rs.
+struct Groups {
+    // Pairs (token · used + slot) in ascending order of expert, then of pair [n·used].
+    const u32* pairs;
+    // Where each expert's pairs start [experts + 1].
+    const u32* starts;
+    // Experts that have pairs, ascending [experts], and how many.
+    const u32* active;
+    const u32* active_count;
+};
+
+// One matrix of all experts. Mirrors `Stack` in src/experts.rs.
+struct Stack {
+    Planes weights;
+    int type;
+    // Of one expert.
+    int rows;
+    int columns;
+};
+
+// A matrix and what it is multiplied with. Mirrors `Product` in src/products.rs.
+struct Product {
+    Planes weights;
+    // Second matrix of a SwiGLU pair; same type and shape.
+    Planes up;
+    // Activations [n, x_stride] in halves, and what rounding left over (or null: not wanted).
+    const u16* x;
+    const u16* x_low;
+    // Results [n, out_stride], either of them or both.
+    float* out;
+    u16* out_half;
+    int type;
+    int rows;
+    int columns;
+    // Blocks of a launch before this product's.
+    int first_block;
+    int x_stride;
+    int out_stride;
+    // Tile of the matrix that the product's first row is in.
+    int first_tile;
+    // Of the SwiGLU pair, if there is an `up`.
+    float limit;
+    // If not null and 0, nobody needs the results of this step.
+    const u32* needed;
+};
+
+// One tile of a product for rows `first` … of `n`, by all warps of the block. `scratch` holds
+// 128·TOKENS floats per warp, twice as many for a pair.
+template <int TYPES, int TOKENS>
+__device__ inline void run_product(
+    const Product& p, int tile, int first, int n, const uint2* grid, float* scratch
+) {
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    int row = 16 * tile;
+    Rows<TOKENS> x;
+    bool exact = p.x_low != nullptr;
+#pragma unroll
+    for (int i = 0; i < TOKENS; ++i) {
+        size_t at = (size_t)min(first + 8 * i + lane / 4, n - 1) * p.x_stride;
+        x.high[i] = p.x + at;
+        x.low[i] = exact ? p.x_low + at : nullptr;
+    }
+    Sums<TOKENS> sums;
+    sums.clear();
+    auto ready = [] { wait_for_dependencies(); };
+    multiply_tile_of<TYPES, TOKENS>(
+        p.type, sums, p.weights, p.columns, p.first_tile + tile, warp, warps, x, grid, lane, exact, ready);
+    gather_sums(sums, scratch, warp, lane);
+    float* scratch_up = scratch + warps * 128 * TOKENS;
+    if (p.up.weights) {
+        sums.clear();
+        multiply_tile_of<TYPES, TOKENS>(
+            p.type, sums, p.up, p.columns, p.first_tile + tile, warp, warps, x, grid, lane, exact, [] {});
+        gather_sums(sums, scratch_up, warp, lane);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 128 * TOKENS; i += blockDim.x) {
+        int token = first + i / 16, r = row + i % 16;
+        if (token >= n || r >= p.rows) continue;
+        float y = total<TOKENS>(scratch, warps, i);
+        if (p.up.weights) y = swiglu(y, total<TOKENS>(scratch_up, warps, i), p.limit);
+        size_t at = (size_t)token * p.out_stride + r;
+        if (p.out) p.out[at] = y;
+        if (p.out_half) p.out_half[at] = float_to_half(y);
+    }
+}

@@ -1,0 +1,379 @@
+//! Activations of a step: device buffers that are allocated once and reused.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+};
+
+use ds4_engine::{backend::StageResult, rope::PAIRS, rows::CacheRounding};
+use ds4_model::config::{Config, HEAD_DIM, INDEX_DIM, LayerKind, STREAMS};
+
+use crate::{
+    cache::LayerPointers,
+    device::{Buffer, Device, Graph, Pinned, Pointer},
+    products::{Input, Product, Products},
+    stages::{attention, experts, hyper_connection},
+    step::StepTable,
+    weights::{self, Weights},
+};
+
+/// Rows of the smallest scratch.
+const FIRST_ROWS: usize = 64;
+/// Scores of index keys that are kept at once: 256 MiB.
+const SCORES: usize = 64 << 20;
+/// Decode rows up to which attention's partial results are kept at once.
+pub(crate) const PARTIAL_ROWS: usize = 64;
+/// Rows of logits in the smallest scratch.
+const FIRST_LOGITS: usize = 64;
+
+/// Buffers for steps of up to `rows` rows, and the products between them. Layouts are row-major.
+pub(crate) struct Scratch {
+    pub rows: usize,
+    pub step: StepTable,
+    pub caches: CacheTable,
+    /// Residual streams `[n, 4, hidden]`.
+    pub streams: Buffer<f32>,
+    /// Weights of the sublayer's output `[n, 4]`, and mixing of the streams `[n, 4, 4]`.
+    pub post: Buffer<f32>,
+    pub comb: Buffer<f32>,
+    /// Dot products of the mixing function, by slices of columns `[n, slices, 32]`.
+    pub mix_sums: Buffer<f32>,
+    /// The sublayer's input `[n, hidden]`, and what rounding left over.
+    pub x: Buffer<u16>,
+    pub x_low: Buffer<u16>,
+    /// Query latent before and after its norm `[n, q_rank]`.
+    pub raw_latent: Buffer<f32>,
+    pub latent: Buffer<u16>,
+    pub latent_low: Buffer<u16>,
+    /// Key/value rows before their norm `[n, 512]`, and stored.
+    pub raw_kv: Buffer<f32>,
+    pub kv_rows: Buffer<u8>,
+    /// Queries, not normalised `[n, heads, 512]`.
+    pub queries: Buffer<u16>,
+    /// Compressor inputs `[n, width]`.
+    pub values: Buffer<f32>,
+    pub scores: Buffer<f32>,
+    pub index_values: Buffer<f32>,
+    pub index_scores: Buffer<f32>,
+    /// Index queries `[n, heads, 128]` and weights of their heads `[n, heads]`.
+    pub index_queries: Buffer<f32>,
+    pub head_weights: Buffer<f32>,
+    /// Scores of index keys, as many rows as fit.
+    pub key_scores: Buffer<f32>,
+    /// Chosen rows `[n, top_k]`.
+    pub selected: Buffer<u32>,
+    /// Cosines and sines of the rows' positions, plain and YaRN `[2, n, 32, 2]`.
+    pub rotations: Buffer<f32>,
+    /// Attention of parts of the rows.
+    pub partial_sums: Buffer<u16>,
+    pub partial_totals: Buffer<f32>,
+    /// Attention `[n, heads, 512]`, and after the first output projection `[n, groups·rank]`.
+    pub attended: Buffer<u16>,
+    pub reduced: Buffer<u16>,
+    /// The sublayer's output `[n, slots, hidden]`.
+    pub y: Buffer<f32>,
+    pub experts: experts::Scratch,
+    pub layers: Vec<LayerProducts>,
+    pub head: Head,
+    /// Recorded steps, by rows and rows of logits.
+    pub graphs: HashMap<(usize, usize), Graph>,
+}
+
+/// The products of one layer.
+pub(crate) struct LayerProducts {
+    /// Everything made from the attention sublayer's input.
+    pub attention_input: Products,
+    /// Queries, from their latent.
+    pub queries: Products,
+    pub output_a: Products,
+    pub output_b: Products,
+    /// Router and the shared expert's hidden layer.
+    pub experts_input: Products,
+    pub shared_down: Products,
+}
+
+/// What the output head works with.
+pub(crate) struct Head {
+    pub capacity: usize,
+    /// Rows whose logits are wanted.
+    pub rows: Buffer<u32>,
+    pub x: Buffer<u16>,
+    pub x_low: Buffer<u16>,
+    pub logits: Buffer<f32>,
+    pub host: Pinned<f32>,
+    pub products: Products,
+}
+
+/// Addresses of the sessions' caches `[sessions, layers]`, on both sides.
+pub(crate) struct CacheTable {
+    host: Pinned<LayerPointers>,
+    device: Buffer<LayerPointers>,
+}
+
+impl CacheTable {
+    fn new(device: &Device, len: usize) -> StageResult<Self> {
+        Ok(CacheTable { host: device.pinned(len)?, device: device.alloc(len)? })
+    }
+
+    pub fn pointer(&self) -> Pointer {
+        self.device.pointer()
+    }
+
+    /// Brings the pointers of all sessions to the device; no copy may be under way.
+    pub fn upload<'a>(
+        &mut self,
+        device: &Device,
+        sessions: impl ExactSizeIterator<Item = &'a [LayerPointers]>,
+        layers: usize,
+    ) -> StageResult {
+        let len = sessions.len() * layers;
+        if len > self.device.len() {
+            *self = CacheTable::new(device, len.next_power_of_two())?;
+        }
+        for (to, from) in self.host.as_mut_slice().chunks_exact_mut(layers).zip(sessions) {
+            to.copy_from_slice(from);
+        }
+        device.upload_pinned(&mut self.device, 0, &self.host, len)
+    }
+}
+
+impl Scratch {
+    /// Scratch for steps of `rows` rows or somewhat more.
+    pub fn new(
+        device: &Device,
+        config: &Config,
+        rounding: CacheRounding,
+        weights: &Weights,
+        rows: usize,
+    ) -> StageResult<Scratch> {
+        let n = rows.next_power_of_two().max(FIRST_ROWS);
+        let (hidden, heads) = (config.hidden, config.heads * HEAD_DIM);
+        let width = config.layers.iter().map(|l| l.kind.compressor_width()).max().unwrap_or(0);
+        let partial = attention::partial_len(PARTIAL_ROWS, config.heads);
+        let mut scratch = Scratch {
+            rows: n,
+            step: StepTable::new(device, n)?,
+            caches: CacheTable::new(device, n.min(FIRST_ROWS) * config.layers.len())?,
+            streams: device.alloc(n * STREAMS * hidden)?,
+            post: device.alloc(n * STREAMS)?,
+            comb: device.alloc(n * STREAMS * STREAMS)?,
+            mix_sums: device.alloc(n * hyper_connection::sums_len(hidden))?,
+            x: device.alloc(n * hidden)?,
+            x_low: device.alloc(n * hidden)?,
+            raw_latent: device.alloc(n * config.q_rank)?,
+            latent: device.alloc(n * config.q_rank)?,
+            latent_low: device.alloc(n * config.q_rank)?,
+            raw_kv: device.alloc(n * HEAD_DIM)?,
+            kv_rows: device.alloc(n * rounding.kv_codec().row_bytes())?,
+            queries: device.alloc(n * heads)?,
+            values: device.alloc(n * width)?,
+            scores: device.alloc(n * width)?,
+            index_values: device.alloc(n * 2 * INDEX_DIM)?,
+            index_scores: device.alloc(n * 2 * INDEX_DIM)?,
+            index_queries: device.alloc(n * config.index_heads * INDEX_DIM)?,
+            head_weights: device.alloc(n * config.index_heads)?,
+            key_scores: device.alloc(key_scores_len(config, n))?,
+            selected: device.alloc(n * config.index_top_k)?,
+            rotations: device.alloc(2 * n * PAIRS * 2)?,
+            partial_sums: device.alloc(partial)?,
+            partial_totals: device.alloc(2 * partial / HEAD_DIM)?,
+            attended: device.alloc(n * heads)?,
+            reduced: device.alloc(n * config.output_groups * config.output_rank)?,
+            y: device.alloc(n * (config.experts_used + 1) * hidden)?,
+            experts: experts::Scratch::new(device, config, n)?,
+            layers: Vec::new(),
+            head: Head::new(device, config, weights, FIRST_LOGITS)?,
+            graphs: HashMap::new(),
+        };
+        let layers = weights.layers.iter().enumerate();
+        let layers = layers.map(|(l, w)| scratch.layer_products(device, config, l, w));
+        scratch.layers = layers.collect::<StageResult<_>>()?;
+        Ok(scratch)
+    }
+
+    /// Bytes of scratch for each row of a step, roughly.
+    pub fn bytes_per_row(config: &Config) -> u64 {
+        let (hidden, heads) = (config.hidden, config.heads * HEAD_DIM);
+        let used = config.experts_used;
+        let floats = (STREAMS + used + 1) * hidden
+            + hyper_connection::sums_len(hidden)
+            + 2 * config.q_rank
+            + 6 * HEAD_DIM
+            + (config.index_heads + 4) * INDEX_DIM
+            + config.experts
+            + config.index_top_k;
+        let halves = 2 * hidden
+            + 2 * heads
+            + config.output_groups * config.output_rank
+            + (used + 1) * config.expert_width;
+        (size_of::<f32>() * floats + size_of::<u16>() * halves) as u64
+    }
+
+    fn layer_products(
+        &self,
+        device: &Device,
+        config: &Config,
+        layer: usize,
+        w: &weights::Layer,
+    ) -> StageResult<LayerProducts> {
+        let (hidden, q_rank, used) = (config.hidden, config.q_rank, config.experts_used);
+        let x = Input::rounded(&self.x, hidden);
+        let exact = Input::exact(&self.x, &self.x_low, hidden);
+        let latent = Input::rounded(&self.latent, q_rank);
+        let exact_latent = Input::exact(&self.latent, &self.latent_low, q_rank);
+        let crowded = self.step.crowded();
+        let to = |m: &weights::DeviceMatrix, input, out: &Buffer<f32>| {
+            Product::new(m, input).to(out.pointer(), m.rows)
+        };
+
+        let mut attention_input =
+            vec![to(&w.attn.q_a, x, &self.raw_latent), to(&w.attn.kv, x, &self.raw_kv)];
+        let mut queries = vec![
+            Product::new(&w.attn.q_b, latent).to_halves(self.queries.pointer(), w.attn.q_b.rows),
+        ];
+        if let Some(c) = &w.compressor {
+            attention_input
+                .extend([to(&c.kv, exact, &self.values), to(&c.gate, exact, &self.scores)]);
+        }
+        if let Some(i) = &w.indexer {
+            let c = &i.compressor;
+            attention_input.extend([
+                to(&c.kv, exact, &self.index_values),
+                to(&c.gate, exact, &self.index_scores),
+                to(&i.head_weights, exact, &self.head_weights).needed(crowded),
+            ]);
+            queries.push(to(&i.q_b, exact_latent, &self.index_queries).needed(crowded));
+        }
+
+        let groups = config.output_groups;
+        let attended = Input::rounded(&self.attended, config.heads * HEAD_DIM);
+        let rank = config.output_rank;
+        let output_a = (0..groups).map(|g| {
+            let out = self.reduced.at(g * rank);
+            Product::group(&w.attn.output_a, attended, g, groups).to_halves(out, groups * rank)
+        });
+        let reduced = Input::rounded(&self.reduced, groups * rank);
+        let output_b = to(&w.attn.output_b, reduced, &self.y);
+
+        let f = &w.ffn;
+        let limit = config.layers[layer].shared_swiglu_limit;
+        let shared = &self.experts.shared_hidden;
+        let experts_input = vec![
+            to(&f.router, exact, &self.experts.logits),
+            Product::swiglu(&f.shared_gate, &f.shared_up, x, limit)
+                .to_halves(shared.pointer(), f.shared_gate.rows),
+        ];
+        let shared_down = Product::new(&f.shared_down, Input::rounded(shared, f.shared_down.cols))
+            .to(self.y.at(used * hidden), (used + 1) * hidden);
+        let products = |list| Products::new(device, list);
+        Ok(LayerProducts {
+            attention_input: products(attention_input)?,
+            queries: products(queries)?,
+            output_a: products(output_a.collect())?,
+            output_b: products(vec![output_b])?,
+            experts_input: products(experts_input)?,
+            shared_down: products(vec![shared_down])?,
+        })
+    }
+}
+
+impl Head {
+    /// Room for the logits of `rows` rows.
+    pub fn new(
+        device: &Device,
+        config: &Config,
+        weights: &Weights,
+        rows: usize,
+    ) -> StageResult<Head> {
+        let x = device.alloc(rows * config.hidden)?;
+        let x_low = device.alloc(rows * config.hidden)?;
+        let logits = device.alloc(rows * config.vocab)?;
+        let product = Product::new(&weights.output, Input::exact(&x, &x_low, config.hidden))
+            .to(logits.pointer(), config.vocab);
+        Ok(Head {
+            capacity: rows,
+            rows: device.alloc(rows)?,
+            x,
+            x_low,
+            host: device.pinned(rows * config.vocab)?,
+            products: Products::new(device, vec![product])?,
+            logits,
+        })
+    }
+}
+
+/// Index keys that a row can see.
+pub(crate) fn key_capacity(config: &Config) -> usize {
+    (config.context_length / LayerKind::Csa.ratio()).max(1)
+}
+
+fn key_scores_len(config: &Config, rows: usize) -> usize {
+    let capacity = key_capacity(config);
+    (rows * capacity).min(SCORES.max(capacity))
+}
+
+/// Lends the scratch to one step at a time.
+pub(crate) struct Pool {
+    free: Mutex<Option<Box<Scratch>>>,
+    returned: Condvar,
+}
+
+impl Pool {
+    pub fn new(scratch: Scratch) -> Arc<Pool> {
+        Arc::new(Pool { free: Mutex::new(Some(Box::new(scratch))), returned: Condvar::new() })
+    }
+
+    /// Waits for the step before, if there is one.
+    pub fn take(self: &Arc<Pool>) -> Activations {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(scratch) = free.take() {
+                let pool = Some(self.clone());
+                return Activations { scratch: Some(scratch), pool, caches_ready: false };
+            }
+            free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// What flows through the stages of one step.
+pub struct Activations {
+    scratch: Option<Box<Scratch>>,
+    pool: Option<Arc<Pool>>,
+    /// Whether this step's cache addresses are on their way to the device.
+    pub(crate) caches_ready: bool,
+}
+
+impl Activations {
+    /// Puts a new scratch in the place of the old one, which is freed first: two may not fit.
+    pub(crate) fn replace_scratch(
+        &mut self,
+        make: impl Fn(usize) -> StageResult<Scratch>,
+        rows: usize,
+    ) -> StageResult {
+        self.scratch = None;
+        match make(rows) {
+            Ok(scratch) => self.scratch = Some(Box::new(scratch)),
+            Err(error) => {
+                // A small one always fitted before.
+                self.scratch = make(1).ok().map(Box::new);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The buffers.
+    pub(crate) fn scratch(&mut self) -> &mut Scratch {
+        self.scratch.as_mut().expect("held until dropped")
+    }
+}
+
+impl Drop for Activations {
+    fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            *pool.free.lock().unwrap_or_else(PoisonError::into_inner) = self.scratch.take();
+            pool.returned.notify_one();
+        }
+    }
+}

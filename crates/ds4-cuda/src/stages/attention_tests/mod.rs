@@ -1,0 +1,252 @@
+//! The attention kernels against plain Rust, stage by stage, on random inputs.
+//!
+//! Every stage is compared on the device's own earlier results, so that one rounding that fell the
+//! other way can neither hide an error nor fake one. Without a device the tests say so and pass.
+
+mod harness;
+mod reference;
+
+use ds4_engine::{
+    backend::BackendError,
+    rows::{CacheRounding, RowCodec},
+};
+use ds4_model::config::{HEAD_DIM, INDEX_DIM, LayerKind};
+
+use crate::device::{Device, Pointer};
+use harness::{Harness, Session, Shape, device};
+
+const KINDS: [LayerKind; 3] = [LayerKind::Swa, LayerKind::Csa, LayerKind::Hca];
+const ROUNDINGS: [CacheRounding; 2] = [CacheRounding::On, CacheRounding::Off];
+
+fn small(kind: LayerKind, rounding: CacheRounding) -> Shape {
+    Shape { kind, rounding, heads: 4, index_heads: 4, top_k: 16, keys: 128 }
+}
+
+/// Every kind of layer with both kinds of rows.
+fn each(device: &Device, mut test: impl FnMut(&mut Harness)) {
+    for kind in KINDS {
+        for rounding in ROUNDINGS {
+            test(&mut Harness::new(device, small(kind, rounding), 7));
+        }
+    }
+}
+
+#[test]
+fn prefill_chunks_of_any_length() {
+    let Some(device) = device() else { return };
+    each(&device, |h| {
+        let mut sessions = [h.session(), h.session()];
+        // The second is longer than every ring; then chunks that start inside windows.
+        h.step(&mut sessions, &[(0, 37), (1, 190)]);
+        h.step(&mut sessions, &[(1, 8), (0, 131)]);
+    });
+}
+
+#[test]
+fn decoding_across_every_boundary() {
+    let Some(device) = device() else { return };
+    each(&device, |h| {
+        let mut sessions = [h.session(), h.session()];
+        h.step(&mut sessions, &[(0, 1), (1, 7)]);
+        h.step(&mut sessions, &[(0, 2), (1, 118)]);
+        // Positions 125 to 131 and 3 to 9 of the two.
+        for _ in 0..3 {
+            h.step(&mut sessions, &[(1, 1), (0, 2)]);
+        }
+        h.step(&mut sessions, &[(1, 4), (0, 1)]);
+    });
+}
+
+#[test]
+fn decodes_and_prefill_chunks_in_one_step() {
+    let Some(device) = device() else { return };
+    each(&device, |h| {
+        let mut sessions = [h.session(), h.session(), h.session()];
+        h.step(&mut sessions, &[(0, 100), (1, 20)]);
+        h.step(&mut sessions, &[(1, 3), (0, 33), (2, 9)]);
+    });
+}
+
+#[test]
+fn rewinding_repeats_nothing_and_loses_nothing() {
+    let Some(device) = device() else { return };
+    each(&device, |h| {
+        let mut sessions = [h.session()];
+        h.step(&mut sessions, &[(0, 150)]);
+        for (draft, kept) in [(7, 2), (5, 1), (6, 6), (7, 3)] {
+            let position = sessions[0].position();
+            h.step(&mut sessions, &[(0, draft)]);
+            sessions[0].rewind(position + kept);
+        }
+    });
+}
+
+#[test]
+fn a_restored_cache_goes_on_alike() {
+    let Some(device) = device() else { return };
+    each(&device, |h| {
+        let mut sessions = [h.session(), h.session()];
+        h.step(&mut sessions, &[(0, 150)]);
+        let (frontier, rows) = sessions[0].save();
+        let [source, copy] = &mut sessions;
+        copy.restore(source, &frontier, &rows);
+        assert_eq!(copy.save(), (frontier, rows));
+        h.step(&mut sessions, &[(1, 3), (0, 2)]);
+    });
+}
+
+#[test]
+fn recorded_launches_hold_for_later_positions() {
+    let Some(device) = device() else { return };
+    each(&device, |h| {
+        let mut sessions = [h.session(), h.session()];
+        h.step(&mut sessions, &[(0, 1), (1, 60)]);
+        h.replay(&mut sessions, &[(0, 1), (1, 2)], &[0, 140]);
+    });
+}
+
+#[test]
+fn heads_of_the_full_model() {
+    let Some(device) = device() else { return };
+    for kind in KINDS {
+        let shape = Shape {
+            kind,
+            rounding: CacheRounding::On,
+            heads: 64,
+            index_heads: 64,
+            top_k: 512,
+            keys: 1024,
+        };
+        let mut h = Harness::new(&device, shape, 11);
+        let mut sessions = [h.session(), h.session()];
+        // 700 and 301 rows in CSA layers: more and fewer than are chosen.
+        h.fill(&mut sessions[0], 2801);
+        h.fill(&mut sessions[1], 1206);
+        h.step(&mut sessions, &[(0, 2), (1, 8)]);
+        h.step(&mut sessions, &[(1, 1), (0, 8)]);
+    }
+}
+
+#[test]
+fn heads_that_fill_no_tile() {
+    let Some(device) = device() else { return };
+    for (heads, index_heads) in [(8, 12), (20, 16), (2, 3)] {
+        let shape = Shape { heads, index_heads, ..small(LayerKind::Csa, CacheRounding::On) };
+        let mut h = Harness::new(&device, shape, 3);
+        let mut sessions = [h.session(), h.session()];
+        h.step(&mut sessions, &[(0, 90)]);
+        h.step(&mut sessions, &[(0, 2), (1, 9)]);
+    }
+}
+
+#[test]
+fn a_long_session() {
+    let Some(device) = device() else { return };
+    for rounding in ROUNDINGS {
+        // More keys than a block sees at once or shared memory holds, and 1100 rows of HCA.
+        let shape = Shape { keys: 40_000, ..small(LayerKind::Csa, rounding) };
+        long_step(&device, shape, 140_801);
+    }
+    long_step(&device, small(LayerKind::Hca, CacheRounding::On), 140_801);
+}
+
+fn long_step(device: &Device, shape: Shape, position: usize) {
+    let mut h = Harness::new(device, shape, 5);
+    let mut sessions = [h.session()];
+    h.fill(&mut sessions[0], position);
+    h.step(&mut sessions, &[(0, 2)]);
+    h.step(&mut sessions, &[(0, 8)]);
+}
+
+#[test]
+fn scores_in_several_passes_choose_the_same() {
+    let Some(device) = device() else { return };
+    let shape = small(LayerKind::Csa, CacheRounding::On);
+    let mut h = Harness::new(&device, shape, 9);
+    let mut sessions = [h.session()];
+    h.step(&mut sessions, &[(0, 90)]);
+    h.step(&mut sessions, &[(0, 12)]);
+    assert_eq!(h.select_again(5), h.select_again(12));
+}
+
+#[test]
+fn equal_scores_go_to_the_lower_row() {
+    let Some(device) = device() else { return };
+    // One head: half of the scores are exactly zero, and above all others where its weight is
+    // negative.
+    let shape = Shape { index_heads: 1, ..small(LayerKind::Csa, CacheRounding::On) };
+    let mut h = Harness::new(&device, shape, 1);
+    let mut sessions = [h.session()];
+    h.fill(&mut sessions[0], 400);
+    h.step(&mut sessions, &[(0, 7)]);
+    assert!(h.ties() > 0);
+}
+
+#[test]
+fn rows_are_stored_bit_for_bit_as_the_engine_stores_them() {
+    let Some(device) = device() else { return };
+    for rounding in ROUNDINGS {
+        let mut h = Harness::new(&device, small(LayerKind::Csa, rounding), 13);
+        let rows = hostile_rows(HEAD_DIM);
+        assert_eq!(h.store_rows(&rows), encode_all(rounding.kv_codec(), &rows));
+        let keys = hostile_rows(INDEX_DIM);
+        assert_eq!(h.store_keys(&keys), encode_all(rounding.index_codec(), &keys));
+    }
+}
+
+/// Rows of all magnitudes, with zeros, subnormals and values halfway between codes.
+fn hostile_rows(width: usize) -> Vec<f32> {
+    let mut random = fastrand::Rng::with_seed(17);
+    let mut rows: Vec<f32> = (0..40 * width)
+        .map(|i| {
+            let magnitude = 2f32.powi((i / width) as i32 - 26);
+            (random.f32() - 0.5) * magnitude
+        })
+        .collect();
+    rows.extend((0..width).map(|i| i as f32 / 16.0 - 4.0));
+    rows.extend((0..width).map(|i| if i % 3 == 0 { 0.0 } else { -(i as f32) * 1e-40 }));
+    rows.extend((0..width).map(|_| 0.0));
+    rows
+}
+
+fn encode_all(codec: RowCodec, rows: &[f32]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for row in rows.chunks_exact(codec.width()) {
+        let mut bytes = vec![0; codec.row_bytes()];
+        codec.encode(row, &mut bytes);
+        out.extend(bytes);
+    }
+    out
+}
+
+#[test]
+fn no_room_to_grow_leaves_the_session_alive() {
+    let Some(device) = device() else { return };
+    let mut h = Harness::new(&device, small(LayerKind::Csa, CacheRounding::On), 7);
+    let mut sessions = [h.session()];
+    h.step(&mut sessions, &[(0, 20)]);
+    let before = sessions[0].save();
+    // 2^42 tokens need some petabytes.
+    let result = sessions[0].cache.reserve(1 << 42);
+    assert!(matches!(result, Err(BackendError::OutOfMemory(_))), "{result:?}");
+    assert_eq!(sessions[0].save(), before);
+    h.step(&mut sessions, &[(0, 3)]);
+}
+
+#[test]
+fn growing_keeps_rows_and_counts_bytes() {
+    let Some(device) = device() else { return };
+    let mut h = Harness::new(&device, small(LayerKind::Csa, CacheRounding::On), 7);
+    let mut session: Session = h.session();
+    h.fill(&mut session, 1000);
+    let (before, bytes) = (session.save(), session.cache.bytes());
+    let pointers = session.cache.pointers()[1];
+    session.cache.reserve(1025 * 4).expect("room for 1025 rows");
+    assert_ne!(session.cache.pointers()[1].rows, pointers.rows);
+    assert_eq!(session.cache.pointers()[1].window, pointers.window);
+    assert_eq!(session.cache.pointers()[0].rows, Pointer::NULL);
+    session.rewind(1000);
+    assert_eq!(session.save(), before);
+    // Room for 2048 rows of 712 bytes and keys of 68 instead of 256.
+    assert_eq!(session.cache.bytes() - bytes, (2048 - 256) * (712 + 68));
+}

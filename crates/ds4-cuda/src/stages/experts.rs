@@ -1,0 +1,290 @@
+//! Choosing experts and running them (docs/model.md, "Experts").
+
+use ds4_engine::backend::StageResult;
+use ds4_model::config::Config;
+
+use crate::{
+    device::{Arg, Buffer, Device, Pointer, args},
+    products::Products,
+    step::StepPointers,
+    weights::{DeviceMatrix, Experts, Planes, TILE, WeightType},
+};
+
+/// Pairs of a tile when many rows are computed.
+const TILE_PAIRS: usize = 64;
+/// Warps of a block that routes, one row each.
+const ROUTE_WARPS: usize = 8;
+const DECODE_THREADS: usize = 256;
+
+/// Buffers of the experts for `n` rows.
+pub struct Scratch {
+    /// Router products `[n, experts]`.
+    pub logits: Buffer<f32>,
+    ids: Buffer<u32>,
+    weights: Buffer<f32>,
+    /// One for rows that are decoded, one for the others.
+    groups: [GroupBuffers; 2],
+    /// Hidden layers of the routed experts `[n, used, width]`, by pair.
+    hidden: Buffer<u16>,
+    /// Hidden layer of the shared expert `[n, width]`.
+    pub shared_hidden: Buffer<u16>,
+}
+
+/// Rows by expert; see `Groups` in kernels/products.cuh.
+struct GroupBuffers {
+    pairs: Buffer<u32>,
+    starts: Buffer<u32>,
+    active: Buffer<u32>,
+    active_count: Buffer<u32>,
+    tiles: Buffer<[u32; 2]>,
+    tile_count: Buffer<u32>,
+}
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Groups {
+    pairs: Pointer,
+    starts: Pointer,
+    active: Pointer,
+    active_count: Pointer,
+}
+
+/// Mirrors `Stack` in kernels/products.cuh.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Stack {
+    weights: Planes,
+    ty: i32,
+    rows: i32,
+    columns: i32,
+    padding: i32,
+}
+
+impl Scratch {
+    pub fn new(device: &Device, config: &Config, n: usize) -> StageResult<Scratch> {
+        let (experts, used) = (config.experts, config.experts_used);
+        Ok(Scratch {
+            logits: device.alloc(n * experts)?,
+            ids: device.alloc(n * used)?,
+            weights: device.alloc(n * used)?,
+            groups: [
+                GroupBuffers::new(device, experts, n * used)?,
+                GroupBuffers::new(device, experts, n * used)?,
+            ],
+            hidden: device.alloc(n * used * config.expert_width)?,
+            shared_hidden: device.alloc(n * config.expert_width)?,
+        })
+    }
+}
+
+impl GroupBuffers {
+    fn new(device: &Device, experts: usize, pairs: usize) -> StageResult<Self> {
+        Ok(GroupBuffers {
+            pairs: device.alloc(pairs)?,
+            starts: device.alloc(experts + 1)?,
+            active: device.alloc(experts)?,
+            active_count: device.alloc(1)?,
+            tiles: device.alloc(most_tiles(experts, pairs))?,
+            tile_count: device.alloc(1)?,
+        })
+    }
+
+    fn pointers(&self) -> Groups {
+        Groups {
+            pairs: self.pairs.pointer(),
+            starts: self.starts.pointer(),
+            active: self.active.pointer(),
+            active_count: self.active_count.pointer(),
+        }
+    }
+}
+
+/// Tiles that `pairs` pairs can fill, however they are spread.
+fn most_tiles(experts: usize, pairs: usize) -> usize {
+    experts.min(pairs) + pairs / TILE_PAIRS
+}
+
+/// The rows of a step, and what experts work with.
+pub struct ExpertStage<'a> {
+    pub device: &'a Device,
+    pub config: &'a Config,
+    pub step: StepPointers,
+    pub weights: &'a Experts,
+    pub scratch: &'a Scratch,
+    /// The grid of IQ2_XXS.
+    pub grid: Pointer,
+    /// Rows that are decoded come first.
+    pub decode_rows: usize,
+    pub rows: usize,
+}
+
+impl ExpertStage<'_> {
+    /// Turns router products into experts and their weights, and sorts rows by expert.
+    pub fn route(&self) -> StageResult {
+        let (config, s) = (self.config, self.scratch);
+        self.device.launch(
+            "route",
+            [self.rows.div_ceil(ROUTE_WARPS), 1, 1],
+            32 * ROUTE_WARPS,
+            0,
+            args![
+                s.logits.pointer(),
+                self.step.token,
+                self.rows,
+                config.experts,
+                config.experts_used,
+                self.weights.bias.as_ref().map_or(Pointer::NULL, Buffer::pointer),
+                self.weights.table.as_ref().map_or(Pointer::NULL, Buffer::pointer),
+                config.routed_scale,
+                s.ids.pointer(),
+                s.weights.pointer()
+            ],
+        )?;
+        self.group(&s.groups[0], 0, self.decode_rows)?;
+        self.group(&s.groups[1], self.decode_rows, self.rows)
+    }
+
+    fn group(&self, groups: &GroupBuffers, first: usize, end: usize) -> StageResult {
+        if first == end {
+            return Ok(());
+        }
+        let (experts, used) = (self.config.experts, self.config.experts_used);
+        self.device.launch(
+            "group_pairs",
+            [experts, 1, 1],
+            256,
+            experts * size_of::<u32>(),
+            args![
+                self.scratch.ids.pointer(),
+                first * used,
+                end * used,
+                experts,
+                TILE_PAIRS,
+                groups.pairs.pointer(),
+                groups.starts.pointer(),
+                groups.active.pointer(),
+                groups.active_count.pointer(),
+                groups.tiles.pointer(),
+                groups.tile_count.pointer()
+            ],
+        )
+    }
+
+    /// Runs the routed experts on `x`, and the shared one's last product: `y [n, used + 1, hidden]`.
+    pub fn run(
+        &self,
+        layer: usize,
+        x: &Buffer<u16>,
+        y: &Buffer<f32>,
+        shared_down: &Products,
+    ) -> StageResult {
+        let limit = self.config.layers[layer].swiglu_limit;
+        if self.decode_rows > 0 {
+            self.decode(limit, x, y, shared_down)?;
+        }
+        if self.rows > self.decode_rows {
+            self.prefill(limit, x, y)?;
+            shared_down.run_prefill(self.device, self.grid, self.decode_rows, self.rows)?;
+        }
+        Ok(())
+    }
+
+    fn stack(&self, m: &DeviceMatrix) -> Stack {
+        let (rows, columns) = ((m.rows / self.config.experts) as i32, m.cols as i32);
+        Stack { weights: m.planes, ty: m.ty as i32, rows, columns, padding: 0 }
+    }
+
+    fn decode(
+        &self,
+        limit: f32,
+        x: &Buffer<u16>,
+        y: &Buffer<f32>,
+        shared_down: &Products,
+    ) -> StageResult {
+        let (config, s, w) = (self.config, self.scratch, self.weights);
+        let (rows, used) = (self.decode_rows, config.experts_used);
+        let groups = s.groups[0].pointers();
+        let most = config.experts.min(rows * used);
+        let shared = DECODE_THREADS / 32 * 128 * size_of::<f32>();
+        let fast = w.gate.ty == WeightType::Iq2Xxs && w.up.ty == WeightType::Iq2Xxs;
+        self.device.launch(
+            if fast { "experts_gate_up_q2" } else { "experts_gate_up_any" },
+            [config.expert_width / TILE, most, 1],
+            DECODE_THREADS,
+            2 * shared,
+            args![
+                Arg::value(self.stack(&w.gate)),
+                Arg::value(self.stack(&w.up)),
+                Arg::value(groups),
+                s.weights.pointer(),
+                x.pointer(),
+                s.hidden.pointer(),
+                used,
+                limit,
+                self.grid
+            ],
+        )?;
+        let fast = w.down.ty == WeightType::Q2K && w.shared_down.ty == WeightType::Q8_0;
+        self.device.launch(
+            if fast { "experts_down_q2" } else { "experts_down_any" },
+            [config.hidden / TILE, most + rows.div_ceil(8), 1],
+            DECODE_THREADS,
+            shared,
+            args![
+                Arg::value(self.stack(&w.down)),
+                Arg::value(groups),
+                s.hidden.pointer(),
+                y.pointer(),
+                used,
+                rows,
+                shared_down.pointer(),
+                self.grid
+            ],
+        )
+    }
+
+    fn prefill(&self, limit: f32, x: &Buffer<u16>, y: &Buffer<f32>) -> StageResult {
+        let (config, s, w) = (self.config, self.scratch, self.weights);
+        let used = config.experts_used;
+        let groups = &s.groups[1];
+        let tiles = most_tiles(config.experts, (self.rows - self.decode_rows) * used);
+        let shared = 4 * 8 * 1024;
+        let fast = w.gate.ty == WeightType::Iq2Xxs && w.up.ty == WeightType::Iq2Xxs;
+        self.device.launch(
+            if fast { "prefill_gate_up_q2" } else { "prefill_gate_up_any" },
+            [config.expert_width.div_ceil(128), tiles, 1],
+            128,
+            shared,
+            args![
+                Arg::value(self.stack(&w.gate)),
+                Arg::value(self.stack(&w.up)),
+                Arg::value(groups.pointers()),
+                groups.tiles.pointer(),
+                groups.tile_count.pointer(),
+                s.weights.pointer(),
+                x.pointer(),
+                s.hidden.pointer(),
+                used,
+                limit,
+                self.grid
+            ],
+        )?;
+        let fast = w.down.ty == WeightType::Q2K;
+        self.device.launch(
+            if fast { "prefill_down_q2" } else { "prefill_down_any" },
+            [config.hidden.div_ceil(256), tiles, 1],
+            128,
+            shared,
+            args![
+                Arg::value(self.stack(&w.down)),
+                Arg::value(groups.pointers()),
+                groups.tiles.pointer(),
+                groups.tile_count.pointer(),
+                s.hidden.pointer(),
+                y.pointer(),
+                used,
+                self.grid
+            ],
+        )
+    }
+}

@@ -1,0 +1,282 @@
+//! The stages in terms of one step's buffers: what the backend calls, and what it records.
+
+use ds4_engine::{
+    backend::{StageResult, Sublayer},
+    rope::PAIRS,
+    rows::CacheRounding,
+};
+use ds4_model::config::{Config, HEAD_DIM, INDEX_DIM, LayerKind};
+
+use super::{
+    attention::{self, Attend, AttentionLayer, Partials, Products},
+    compressor::{self, Compressor},
+    experts::ExpertStage,
+    hyper_connection::{self, Pending, Reader},
+    indexer::{self, Select},
+};
+use crate::{
+    device::{Arg, Buffer, Device, Pointer, args},
+    scratch::{PARTIAL_ROWS, Scratch, key_capacity},
+    weights::{self, Weights},
+};
+
+/// The shape of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows that are decoded; they come first.
+    pub decode_rows: usize,
+    pub rows: usize,
+    /// Rows of logits wanted of rows that are decoded, and of all.
+    pub decode_logits: usize,
+    pub logits: usize,
+    /// Most compressed rows that a row beyond `decode_rows` sees in a CSA layer.
+    pub visible: usize,
+}
+
+/// Everything that the stages of one step need.
+pub struct Stages<'a> {
+    pub device: &'a Device,
+    pub config: &'a Config,
+    pub weights: &'a Weights,
+    pub rounding: CacheRounding,
+    /// Frequencies of plain and YaRN rotations `[2, 32]`.
+    pub frequencies: &'a Buffer<f32>,
+    pub scratch: &'a Scratch,
+    pub shape: Shape,
+}
+
+impl Stages<'_> {
+    /// All stages of a step in order.
+    pub fn run(&self) -> StageResult {
+        self.embed()?;
+        for (l, layer) in self.config.layers.iter().enumerate() {
+            self.hc_pre(l, Sublayer::Attention)?;
+            self.project_qkv(l)?;
+            if layer.kind != LayerKind::Swa {
+                self.compress(l)?;
+            }
+            if layer.kind == LayerKind::Csa {
+                self.select_rows(l)?;
+            }
+            self.attend(l)?;
+            self.project_output(l)?;
+            self.hc_pre(l, Sublayer::Experts)?;
+            self.route(l)?;
+            self.run_experts(l)?;
+        }
+        self.head()
+    }
+
+    /// Embeds the tokens, and computes the rotations of their positions.
+    pub fn embed(&self) -> StageResult {
+        let (s, table) = (self.scratch, &self.weights.token_embedding);
+        let step = s.step.pointers();
+        self.device.launch(
+            "embed",
+            [self.shape.rows, 1, 1],
+            256,
+            0,
+            args![
+                step,
+                Arg::value(table.planes),
+                table.ty as i32,
+                self.config.hidden,
+                s.streams.pointer(),
+                self.grid()
+            ],
+        )?;
+        let (frequencies, out) = (self.frequencies.pointer(), s.rotations.pointer());
+        attention::rotations(self.device, step, self.shape.rows, frequencies, out)
+    }
+
+    pub fn hc_pre(&self, layer: usize, sublayer: Sublayer) -> StageResult {
+        let w = &self.weights.layers[layer];
+        let (reader, pending) = match sublayer {
+            Sublayer::Attention => {
+                (Reader { hc: &w.attn_hc, norm: &w.attn.norm }, self.experts_before(layer))
+            }
+            Sublayer::Experts => {
+                (Reader { hc: &w.ffn_hc, norm: &w.ffn.norm }, Some(Pending { slots: 1 }))
+            }
+        };
+        let rows = self.shape.rows;
+        hyper_connection::read(self.device, self.config, self.scratch, rows, pending, &reader)
+    }
+
+    /// The experts of the layer before: their output is spread when the streams are read next.
+    fn experts_before(&self, layer: usize) -> Option<Pending> {
+        (layer > 0).then_some(Pending { slots: self.config.experts_used + 1 })
+    }
+
+    pub fn project_qkv(&self, layer: usize) -> StageResult {
+        let (s, w) = (self.scratch, &self.weights.layers[layer].attn);
+        let (q_rank, rows) = (self.config.q_rank, self.shape.rows);
+        self.products(&s.layers[layer].attention_input)?;
+        self.device.launch(
+            "normalise_rows",
+            [rows, 1, 1],
+            256,
+            0,
+            args![
+                s.raw_latent.pointer(),
+                q_rank,
+                w.q_a_norm.pointer(),
+                self.config.rms_epsilon,
+                q_rank,
+                s.latent.pointer(),
+                s.latent_low.pointer()
+            ],
+        )?;
+        self.products(&s.layers[layer].queries)?;
+        let raw = Products { pointer: s.raw_kv.pointer(), stride: HEAD_DIM };
+        let attention = self.attention(layer);
+        attention::finish_key_values(&attention, 0..rows, raw, w.kv_norm.pointer(), &s.kv_rows)
+    }
+
+    pub fn compress(&self, layer: usize) -> StageResult {
+        let (s, w) = (self.scratch, &self.weights.layers[layer]);
+        let Some(c) = &w.compressor else { return Ok(()) };
+        let compressor = compressor_of(c, &s.values, &s.scores);
+        let index = w.indexer.as_ref();
+        let index = index.map(|i| compressor_of(&i.compressor, &s.index_values, &s.index_scores));
+        compressor::compress(
+            &self.attention(layer),
+            self.shape.rows,
+            self.shape.decode_rows,
+            &compressor,
+            index.as_ref(),
+            self.frequencies.at(PAIRS),
+        )
+    }
+
+    pub fn select_rows(&self, layer: usize) -> StageResult {
+        let (s, config) = (self.scratch, self.config);
+        let heads = config.index_heads;
+        let select = |capacity| Select {
+            heads,
+            top_k: config.index_top_k,
+            queries: Products { pointer: s.index_queries.pointer(), stride: heads * INDEX_DIM },
+            head_weights: Products { pointer: s.head_weights.pointer(), stride: heads },
+            scores: &s.key_scores,
+            capacity,
+            selected: &s.selected,
+        };
+        let Shape { decode_rows, rows, visible, .. } = self.shape;
+        let attention = self.attention(layer);
+        if decode_rows > 0 {
+            // The same for every step, so that a recorded one stays right as the context grows.
+            indexer::select(&attention, 0..decode_rows, &select(key_capacity(config)))?;
+        }
+        if rows > decode_rows && visible > config.index_top_k {
+            indexer::select(&attention, decode_rows..rows, &select(visible))?;
+        }
+        Ok(())
+    }
+
+    pub fn attend(&self, layer: usize) -> StageResult {
+        let s = self.scratch;
+        let attend = Attend {
+            heads: self.config.heads,
+            queries: &s.queries,
+            kv_rows: &s.kv_rows,
+            selected: &s.selected,
+            top_k: self.config.index_top_k,
+            sinks: self.weights.layers[layer].attn.sinks.pointer(),
+            out: &s.attended,
+        };
+        let partials = Partials { sums: &s.partial_sums, totals: &s.partial_totals };
+        let Shape { decode_rows, rows, .. } = self.shape;
+        let attention = self.attention(layer);
+        for first in (0..decode_rows).step_by(PARTIAL_ROWS) {
+            let some = first..decode_rows.min(first + PARTIAL_ROWS);
+            attention::attend_decode(&attention, some, &attend, &partials)?;
+        }
+        if rows > decode_rows {
+            attention::attend_prefill(&attention, decode_rows..rows, &attend)?;
+            attention::store_window(&attention, decode_rows..rows, &s.kv_rows)?;
+        }
+        Ok(())
+    }
+
+    pub fn project_output(&self, layer: usize) -> StageResult {
+        let products = &self.scratch.layers[layer];
+        self.products(&products.output_a)?;
+        self.products(&products.output_b)
+    }
+
+    pub fn route(&self, layer: usize) -> StageResult {
+        self.products(&self.scratch.layers[layer].experts_input)?;
+        self.experts(layer).route()
+    }
+
+    pub fn run_experts(&self, layer: usize) -> StageResult {
+        let s = self.scratch;
+        self.experts(layer).run(layer, &s.x, &s.y, &s.layers[layer].shared_down)
+    }
+
+    /// The logits of the wanted rows, to `scratch.head.logits`.
+    pub fn head(&self) -> StageResult {
+        let (s, w) = (self.scratch, self.weights);
+        let Shape { rows, decode_logits, logits, .. } = self.shape;
+        if logits == 0 {
+            return Ok(());
+        }
+        let reader = Reader { hc: &w.output_hc, norm: &w.output_norm };
+        let pending = self.experts_before(self.config.layers.len());
+        let (device, config) = (self.device, self.config);
+        hyper_connection::read_head(device, config, s, rows, logits, pending, &reader)?;
+        s.head.products.run(device, self.grid(), decode_logits, logits)
+    }
+
+    fn products(&self, products: &crate::products::Products) -> StageResult {
+        products.run(self.device, self.grid(), self.shape.decode_rows, self.shape.rows)
+    }
+
+    fn grid(&self) -> Pointer {
+        self.weights.iq2_grid.pointer()
+    }
+
+    fn attention(&self, layer: usize) -> AttentionLayer<'_> {
+        let kind = self.config.layers[layer].kind;
+        // The YaRN rotations follow the plain ones of all rows.
+        let set = if kind == LayerKind::Swa { 0 } else { self.shape.rows * PAIRS * 2 };
+        AttentionLayer {
+            device: self.device,
+            step: self.scratch.step.pointers(),
+            caches: self.scratch.caches.pointer(),
+            layer,
+            layers: self.config.layers.len(),
+            kind,
+            rounding: self.rounding,
+            epsilon: self.config.rms_epsilon,
+            rotations: self.scratch.rotations.at(set),
+        }
+    }
+
+    fn experts(&self, layer: usize) -> ExpertStage<'_> {
+        ExpertStage {
+            device: self.device,
+            config: self.config,
+            step: self.scratch.step.pointers(),
+            weights: &self.weights.layers[layer].ffn,
+            scratch: &self.scratch.experts,
+            grid: self.grid(),
+            decode_rows: self.shape.decode_rows,
+            rows: self.shape.rows,
+        }
+    }
+}
+
+fn compressor_of(
+    c: &weights::Compressor,
+    values: &Buffer<f32>,
+    scores: &Buffer<f32>,
+) -> Compressor {
+    let inputs = |b: &Buffer<f32>| Products { pointer: b.pointer(), stride: c.kv.rows };
+    Compressor {
+        values: inputs(values),
+        scores: inputs(scores),
+        bias: c.position_bias.pointer(),
+        norm: c.norm.pointer(),
+    }
+}

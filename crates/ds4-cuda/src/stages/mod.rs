@@ -1,0 +1,8 @@
+//! The stages of a layer: which kernels run, on which rows, with which buffers.
+
+pub mod attention;
+pub mod compressor;
+pub mod experts;
+pub mod hyper_connection;
+pub mod indexer;
+pub mod layer;
