@@ -15,8 +15,9 @@ __device__ inline u64 random_word(u64 key, u64 i) {
 
 // `word` (number `i` of a tensor of blocks) with the bytes that belong to a scale replaced: choice
 // number `first byte of the scale % 64`, four bytes each, lowest first, of which `scale_bytes` count.
-__device__ inline u64 with_scales(u64 word, u64 i, u64 key, u32 block_bytes, u32 scale_at,
-                                  u32 scale_bytes, const u32* choices) {
+__device__ inline u64 with_scales(
+    u64 word, u64 i, u64 key, u32 block_bytes, u32 scale_at, u32 scale_bytes, const u32* choices
+) {
     u64 block = 8 * i / block_bytes;
     int offset = (int)(8 * i - block * block_bytes) - (int)scale_at;
     for (int byte = 0; byte < 8; ++byte) {
@@ -35,8 +36,10 @@ __device__ inline u64 with_scales(u64 word, u64 i, u64 key, u32 block_bytes, u32
 
 // Bytes `first` (a multiple of 8) to `first + bytes` of a tensor of blocks with the key `key`, to
 // `out` (aligned to 8). Mirrors `Content::Blocks`.
-extern "C" __global__ void generate_blocks(u8* out, u64 first, u64 bytes, u64 key, u32 block_bytes, u32 scale_at,
-                        u32 scale_bytes, const u32* choices) {
+extern "C" __global__ void generate_blocks(
+    u8* out, u64 first, u64 bytes, u64 key, u32 block_bytes, u32 scale_at, u32 scale_bytes,
+    const u32* choices
+) {
     wait_for_dependencies();
     launch_dependents();
     u64 step = (u64)gridDim.x * blockDim.x;
@@ -65,8 +68,9 @@ __device__ inline u16 float_to_bfloat(float f) {
 
 // Elements `first` to `first + count` of a float tensor of type `type` with the key `key`, to
 // `out`. Mirrors `Content::Floats`; equal to it where `middle` is 0, as it is in matrices.
-extern "C" __global__ void generate_floats(u8* out, u64 first, u64 count, u64 key, u32 type, float middle,
-                        float half_step) {
+extern "C" __global__ void generate_floats(
+    u8* out, u64 first, u64 count, u64 key, u32 type, float middle, float half_step
+) {
     wait_for_dependencies();
     launch_dependents();
     u64 step = (u64)gridDim.x * blockDim.x;

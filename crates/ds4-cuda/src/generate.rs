@@ -7,8 +7,8 @@ use gguf::TensorType;
 use crate::device::{Buffer, Device, args};
 
 const THREADS: usize = 256;
-/// Enough to fill any device.
-const BLOCKS: usize = 4096;
+/// Enough to fill any device; threads take several numbers or words each where there are more.
+const MOST_BLOCKS: usize = 4096;
 
 /// Writes bytes `start` to `start + bytes` of what `generator` makes to the beginning of `out`;
 /// `start` is a multiple of [`Generator::piece_bytes`].
@@ -30,7 +30,7 @@ pub(crate) fn generate(
             };
             device.launch(
                 "generate_floats",
-                [BLOCKS, 1, 1],
+                blocks(bytes / element),
                 THREADS,
                 0,
                 args![
@@ -49,7 +49,7 @@ pub(crate) fn generate(
             let choices = device.buffer(&choices)?;
             device.launch(
                 "generate_blocks",
-                [BLOCKS, 1, 1],
+                blocks(bytes.div_ceil(size_of::<u64>())),
                 THREADS,
                 0,
                 args![
@@ -68,6 +68,10 @@ pub(crate) fn generate(
             Err(BackendError::Device("tables of experts are made on the host".to_owned()))
         }
     }
+}
+
+fn blocks(items: usize) -> [usize; 3] {
+    [items.div_ceil(THREADS).clamp(1, MOST_BLOCKS), 1, 1]
 }
 
 #[cfg(test)]

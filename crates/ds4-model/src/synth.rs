@@ -9,7 +9,7 @@ mod metadata;
 mod recipe;
 mod shape;
 
-pub use generator::Generator;
+pub use generator::{Content, Generator};
 pub use recipe::Recipe;
 pub use shape::{flash, tiny};
 

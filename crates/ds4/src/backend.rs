@@ -4,6 +4,7 @@
 //! belongs to the engine that made it, and a program has one engine.
 
 use ds4_cpu::CpuBackend;
+use ds4_cuda::CudaBackend;
 use ds4_engine::{
     Backend,
     backend::{Batch, Frontier, LayerRows, StageResult, Sublayer},
@@ -17,22 +18,31 @@ use ds4_model::config::Config;
 /// and Ctrl-C waits for its end, so large ones are unwieldy.
 pub const CPU_PREFILL_CHUNK: usize = 512;
 
+/// The same on a CUDA device, whose matrix units want many tokens to each expert.
+pub const CUDA_PREFILL_CHUNK: usize = 4096;
+
 /// Any backend.
 pub enum AnyBackend {
     /// The processor.
     Cpu(CpuBackend),
+    /// A CUDA device.
+    Cuda(CudaBackend),
 }
 
 /// Activations of [`AnyBackend`].
 pub enum Activations {
     /// On the processor.
-    Cpu(ds4_cpu::Activations),
+    Cpu(Box<ds4_cpu::Activations>),
+    /// On a CUDA device.
+    Cuda(ds4_cuda::Activations),
 }
 
 /// The cache of a session on [`AnyBackend`].
 pub enum Cache {
     /// Of the processor.
     Cpu(ds4_cpu::Cache),
+    /// Of a CUDA device.
+    Cuda(ds4_cuda::Cache),
 }
 
 impl AnyBackend {
@@ -40,6 +50,7 @@ impl AnyBackend {
     pub fn prefill_chunk(&self) -> usize {
         match self {
             AnyBackend::Cpu(_) => CPU_PREFILL_CHUNK,
+            AnyBackend::Cuda(_) => CUDA_PREFILL_CHUNK,
         }
     }
 }
@@ -49,6 +60,7 @@ macro_rules! inside {
     ($self:ident, $b:ident => $call:expr) => {
         match $self {
             AnyBackend::Cpu($b) => $call,
+            AnyBackend::Cuda($b) => $call,
         }
     };
 }
@@ -58,6 +70,8 @@ macro_rules! inside_with {
     ($self:ident, $state:ident: $Enum:ident, $b:ident => $call:expr) => {
         match ($self, $state) {
             (AnyBackend::Cpu($b), $Enum::Cpu($state)) => $call,
+            (AnyBackend::Cuda($b), $Enum::Cuda($state)) => $call,
+            _ => foreign(),
         }
     };
 }
@@ -85,18 +99,33 @@ macro_rules! cache_stage {
                 (AnyBackend::Cpu(b), Activations::Cpu(x)) => {
                     b.$name(layer, batch, x, &mut cpu_caches(caches))
                 }
+                (AnyBackend::Cuda(b), Activations::Cuda(x)) => {
+                    b.$name(layer, batch, x, &mut cuda_caches(caches))
+                }
+                _ => foreign(),
             }
         }
     };
 }
 
 fn cpu_caches<'a>(caches: &'a mut [&mut Cache]) -> Vec<&'a mut ds4_cpu::Cache> {
-    caches
-        .iter_mut()
-        .map(|cache| match cache {
-            Cache::Cpu(cache) => cache,
-        })
-        .collect()
+    let inside = |cache: &'a mut &mut Cache| match cache {
+        Cache::Cpu(cache) => cache,
+        Cache::Cuda(_) => foreign(),
+    };
+    caches.iter_mut().map(inside).collect()
+}
+
+fn cuda_caches<'a>(caches: &'a mut [&mut Cache]) -> Vec<&'a mut ds4_cuda::Cache> {
+    let inside = |cache: &'a mut &mut Cache| match cache {
+        Cache::Cuda(cache) => cache,
+        Cache::Cpu(_) => foreign(),
+    };
+    caches.iter_mut().map(inside).collect()
+}
+
+fn foreign() -> ! {
+    unreachable!("a session of another backend")
 }
 
 impl Backend for AnyBackend {
@@ -118,6 +147,7 @@ impl Backend for AnyBackend {
     fn new_cache(&self) -> StageResult<Cache> {
         match self {
             AnyBackend::Cpu(b) => b.new_cache().map(Cache::Cpu),
+            AnyBackend::Cuda(b) => b.new_cache().map(Cache::Cuda),
         }
     }
 
@@ -127,7 +157,8 @@ impl Backend for AnyBackend {
 
     fn embed(&self, batch: &Batch) -> StageResult<Activations> {
         match self {
-            AnyBackend::Cpu(b) => b.embed(batch).map(Activations::Cpu),
+            AnyBackend::Cpu(b) => b.embed(batch).map(|x| Activations::Cpu(Box::new(x))),
+            AnyBackend::Cuda(b) => b.embed(batch).map(Activations::Cuda),
         }
     }
 
@@ -142,14 +173,18 @@ impl Backend for AnyBackend {
     stage!(hc_post(layer: usize, sublayer: Sublayer));
 
     fn head(&self, batch: &Batch, x: Activations) -> StageResult<Vec<f32>> {
-        inside_with!(self, x: Activations, b => b.head(batch, x))
+        match (self, x) {
+            (AnyBackend::Cpu(b), Activations::Cpu(x)) => b.head(batch, *x),
+            (AnyBackend::Cuda(b), Activations::Cuda(x)) => b.head(batch, x),
+            _ => foreign(),
+        }
     }
 
     fn rewind(&self, cache: &mut Cache, position: usize) {
         inside_with!(self, cache: Cache, b => b.rewind(cache, position));
     }
 
-    fn frontier(&self, cache: &Cache, position: usize) -> Frontier {
+    fn frontier(&self, cache: &Cache, position: usize) -> StageResult<Frontier> {
         inside_with!(self, cache: Cache, b => b.frontier(cache, position))
     }
 
@@ -157,7 +192,7 @@ impl Backend for AnyBackend {
         inside_with!(self, cache: Cache, b => b.set_frontier(cache, frontier))
     }
 
-    fn layer_rows(&self, cache: &Cache, layer: usize) -> LayerRows {
+    fn layer_rows(&self, cache: &Cache, layer: usize) -> StageResult<LayerRows> {
         inside_with!(self, cache: Cache, b => b.layer_rows(cache, layer))
     }
 

@@ -1,8 +1,10 @@
 //! `ds4 bench`: speed of prefill and decode at given depths of context.
 //!
-//! At each depth the last tokens before it are prefilled and timed, then a fixed number of tokens
-//! is decoded greedily and timed, and the session goes back. So a row depends neither on the rows
-//! before it nor on what the model happens to answer. A first, untimed round fills caches.
+//! The method of frontiers: one fixed sequence of tokens; at each depth the tokens since the depth
+//! before are prefilled and timed, then a fixed number of tokens is decoded greedily and timed, and
+//! the session goes back. So a row depends neither on the rows before it nor on what the model
+//! happens to answer. Several sessions that decode together start at the same depth, each with
+//! another token. Untimed rounds come first: they fill caches and make what is made once.
 
 use std::{
     fs,
@@ -13,45 +15,47 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use ds4_engine::{Backend, LogitsWanted, TokenId, sampling};
+use ds4_engine::TokenId;
 use ds4_model::Model;
-use indicatif::ProgressBar;
 
-use crate::{
-    compute::{ComputeArgs, Engine, Session},
-    generation::{self, Speed},
-    memory,
-    model::ModelArgs,
-    terminal::{self, Unit},
-    text,
-};
+use crate::{compute::ComputeArgs, model::ModelArgs, text};
 
-mod bandwidth;
+mod machine;
+mod measure;
+mod plot;
 mod report;
 
-use report::{Machine, Report, Row};
+use machine::Machine;
+use measure::Bench;
+use report::Report;
 
 /// Options of `ds4 bench`.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   ds4 bench                                  512 tokens of prompt, 64 of answer
-  ds4 bench --ctx 2048,8192,32768            the same at three depths of context
+  ds4 bench --ctx 2k..32k --svg speed.svg    at 2048, 4096, … 32768 tokens of context
+  ds4 bench --dummy flash-q2:4               four layers of the real widths, without a file
+  ds4 bench --sessions 1,4,16,32             sessions that decode together
   ds4 bench --prompt-file novel.txt --csv results.csv
 
 The share is that of the memory bandwidth measured in the same run: decode cannot exceed it.")]
 pub struct BenchArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Depths of context to measure at, ascending [default: as many as --prefill]
-    #[arg(long, value_name = "LIST")]
-    ctx: Option<Depths>,
-    /// Tokens to prefill and time before each depth
-    #[arg(long, value_name = "N", default_value = "512")]
-    prefill: NonZeroUsize,
+    /// Depths of context to measure at, ascending: numbers of tokens; 2k is 2048, 2k..32k all
+    /// doublings from one to the other
+    #[arg(long, value_name = "LIST", default_value = "512")]
+    ctx: Counts,
+    /// Tokens to prefill and time before each depth [default: all since the depth before]
+    #[arg(long, value_name = "N")]
+    prefill: Option<NonZeroUsize>,
     /// Tokens to decode and time at each depth (0: prefill only)
     #[arg(long, value_name = "N", default_value = "64")]
     decode: usize,
+    /// Numbers of sessions that decode together, such as 1,4,16
+    #[arg(long, value_name = "LIST", default_value = "1")]
+    sessions: Counts,
     /// Runs of each measurement; the median is reported
     #[arg(long, value_name = "N", default_value = "3")]
     repeat: NonZeroUsize,
@@ -64,44 +68,31 @@ pub struct BenchArgs {
     /// Write everything measured as JSON too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the table as a plot too
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     #[command(flatten)]
     compute: ComputeArgs,
 }
 
-/// Depths of context, ascending.
+/// Ascending numbers, none of them 0.
 #[derive(Debug, Clone, PartialEq)]
-struct Depths(Vec<usize>);
+struct Counts(Vec<usize>);
 
 /// Measures and reports.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let model = args.model.open()?;
-    let engine = args.compute.engine(model.clone())?;
-    let depths = args.depths(&engine)?;
-    let text = args.text(&model, depths[depths.len() - 1])?;
-    let machine = Machine {
-        kernels: args.compute.kernels().to_string(),
-        threads: rayon::current_num_threads(),
-        read_bytes_per_second: bandwidth::measure(),
-    };
-    let mut report = Report::new(&model, machine);
+    let deepest = args.deepest(&model)?;
+    let engine = args.compute.engine(model.clone(), args.context(deepest))?;
+    let text = args.text(&model, deepest)?;
+    let mut report = Report::new(&model, Machine::of(engine.backend())?);
     report.print_head()?;
-    let rounds = depths.len() * args.repeat.get() + 1;
-    let mut bench = Bench {
-        engine: &engine,
-        model: &model,
-        args,
-        session: engine.new_session()?,
-        // A model without a tokenizer can be measured all the same.
-        end: text::tokenizer(&model).ok().map(|tokenizer| tokenizer.special().eos),
-        bar: terminal::progress_bar(rounds as u64, "measuring", Unit::Steps),
-    };
-    for (i, &depth) in depths.iter().enumerate() {
-        let row = bench.measure(&text[..depth], i == 0)?;
-        bench.bar.suspend(|| report.add(row))?;
-    }
-    bench.bar.finish_and_clear();
+    let measured = Bench::new(&engine, &model, args, &text)?.run(&mut report);
+    // What was measured before something failed is worth keeping.
     write(args.csv.as_deref(), || Ok(report.csv().into_bytes()))?;
-    write(args.json.as_deref(), || Ok(serde_json::to_vec_pretty(&report.json())?))
+    write(args.json.as_deref(), || Ok(serde_json::to_vec_pretty(&report.json())?))?;
+    write(args.svg.as_deref(), || Ok(plot::svg(&report)?.into_bytes()))?;
+    measured
 }
 
 fn write(path: Option<&Path>, content: impl FnOnce() -> Result<Vec<u8>>) -> Result<()> {
@@ -112,21 +103,28 @@ fn write(path: Option<&Path>, content: impl FnOnce() -> Result<Vec<u8>>) -> Resu
 }
 
 impl BenchArgs {
-    fn depths(&self, engine: &Engine) -> Result<Vec<usize>> {
-        let prefill = self.prefill.get();
-        let depths = self.ctx.as_ref().map_or(vec![prefill], |depths| depths.0.clone());
+    /// The last depth; all are checked.
+    fn deepest(&self, model: &Model) -> Result<usize> {
+        let Counts(depths) = &self.ctx;
         let (first, last) = (depths[0], depths[depths.len() - 1]);
+        let prefill = self.prefill.map_or(1, NonZeroUsize::get);
         ensure!(
             first >= prefill,
             "--ctx: found {first}, expected at least {prefill}, the tokens of --prefill"
         );
-        let limit = engine.config().context_length;
+        let limit = model.config.context_length;
         ensure!(
             last.saturating_add(self.decode) <= limit,
             "--ctx: {last} and {} decoded tokens are more than {limit}, the model's longest context",
             self.decode,
         );
-        Ok(depths)
+        Ok(last)
+    }
+
+    /// Tokens that all sessions hold together at most.
+    fn context(&self, deepest: usize) -> usize {
+        let most = self.sessions.0.last().copied().unwrap_or(1);
+        deepest.saturating_add(self.decode).saturating_mul(most)
     }
 
     fn text(&self, model: &Model, n: usize) -> Result<Vec<TokenId>> {
@@ -144,109 +142,31 @@ impl BenchArgs {
     }
 }
 
-struct Bench<'a> {
-    engine: &'a Engine,
-    model: &'a Model,
-    args: &'a BenchArgs,
-    session: Session,
-    /// The token that would end the text.
-    end: Option<TokenId>,
-    bar: ProgressBar,
-}
-
-impl Bench<'_> {
-    /// Measures at the end of `text`.
-    fn measure(&mut self, text: &[TokenId], warm_up: bool) -> Result<Row> {
-        let prefill = self.args.prefill.get();
-        let (before, interval) = text.split_at(text.len() - prefill);
-        self.go_to(before)?;
-        let start = self.engine.checkpoint(&self.session);
-        let (mut prefill_seconds, mut token_seconds) = (Vec::new(), Vec::new());
-        for round in 0..self.args.repeat.get() + usize::from(warm_up) {
-            self.engine.truncate(&mut self.session, &start)?;
-            let (logits, seconds) = self.prefill(interval)?;
-            let end = self.engine.checkpoint(&self.session);
-            let tokens = self.decode(logits)?;
-            self.engine.truncate(&mut self.session, &end)?;
-            if round > 0 || !warm_up {
-                prefill_seconds.push(seconds);
-                token_seconds.push(tokens);
-            }
-            self.bar.inc(1);
-        }
-        let rounding = self.engine.backend().cache_rounding();
-        let cache_read = memory::cache_bytes_per_token(&self.model.config, rounding, text.len());
-        Ok(Row {
-            ctx_tokens: text.len(),
-            prefill_tokens: prefill,
-            prefill_seconds,
-            gen_tokens: self.args.decode,
-            token_seconds,
-            kvcache_bytes: self.engine.cache_bytes(&self.session) as u64,
-            read_bytes_per_token: memory::weight_bytes_per_token(self.model) + cache_read,
-        })
-    }
-
-    /// Brings the session to where it holds `tokens`, without timing.
-    fn go_to(&mut self, tokens: &[TokenId]) -> Result<()> {
-        if self.session.len() > tokens.len() {
-            self.session = self.engine.new_session()?;
-        }
-        let rest = &tokens[self.session.len()..];
-        if !rest.is_empty() {
-            self.prefill(rest)?;
-        }
-        Ok(())
-    }
-
-    /// Appends `tokens`; returns the logits after the last, and the seconds it took.
-    fn prefill(&mut self, tokens: &[TokenId]) -> Result<(Vec<f32>, f64)> {
-        let mut speed = Speed::default();
-        let logits = generation::prefill(
-            self.engine,
-            &mut self.session,
-            tokens,
-            LogitsWanted::Last,
-            None,
-            &mut speed,
-        )?;
-        Ok((logits.unwrap_or_default(), speed.time.as_secs_f64()))
-    }
-
-    /// Decodes greedily, never choosing the token that would end the text; returns the seconds
-    /// each token took.
-    fn decode(&mut self, mut logits: Vec<f32>) -> Result<Vec<f64>> {
-        let mut seconds = Vec::with_capacity(self.args.decode);
-        for _ in 0..self.args.decode {
-            if let Some(end) = self.end {
-                logits[end as usize] = f32::NEG_INFINITY;
-            }
-            let token = sampling::argmax(&logits)?;
-            let mut speed = Speed::default();
-            logits = generation::step(
-                self.engine,
-                &mut self.session,
-                &[token],
-                LogitsWanted::Last,
-                &mut speed,
-            )?;
-            seconds.push(speed.time.as_secs_f64());
-        }
-        Ok(seconds)
-    }
-}
-
-impl FromStr for Depths {
+impl FromStr for Counts {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parsed: Option<Vec<usize>> =
-            text.split(',').map(|item| item.trim().parse().ok().filter(|n| *n > 0)).collect();
-        match parsed {
-            Some(depths) if depths.is_sorted_by(|a, b| a < b) => Ok(Depths(depths)),
-            _ => Err("expected ascending numbers of tokens, such as `512,2048,8192`".to_owned()),
+        let wrong = || "expected ascending numbers such as `512,2k,8k`, or `2k..32k`".to_owned();
+        let mut counts = Vec::new();
+        for item in text.split(',') {
+            let (first, last) = item.split_once("..").unwrap_or((item, item));
+            let first = count(first).ok_or_else(wrong)?;
+            let last = count(last).ok_or_else(wrong)?;
+            let doublings = std::iter::successors(Some(first), |n| n.checked_mul(2));
+            counts.extend(doublings.take_while(|n| *n <= last));
+            if first > last {
+                return Err(wrong());
+            }
         }
+        if counts.is_sorted_by(|a, b| a < b) { Ok(Counts(counts)) } else { Err(wrong()) }
     }
+}
+
+/// A number above 0; `k` stands for 1024.
+fn count(text: &str) -> Option<usize> {
+    let text = text.trim();
+    let (digits, unit) = text.strip_suffix('k').map_or((text, 1), |digits| (digits, 1024));
+    digits.parse::<usize>().ok()?.checked_mul(unit).filter(|n| *n > 0)
 }
 
 #[cfg(test)]
@@ -254,11 +174,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn depths_are_parsed() {
-        assert_eq!("512".parse(), Ok(Depths(vec![512])));
-        assert_eq!("512, 2048".parse(), Ok(Depths(vec![512, 2048])));
-        for wrong in ["", "0", "512,512", "2048,512", "1k", "512,"] {
-            assert!(wrong.parse::<Depths>().is_err(), "{wrong}");
+    fn counts_are_parsed() {
+        assert_eq!("512".parse(), Ok(Counts(vec![512])));
+        assert_eq!("512, 2k".parse(), Ok(Counts(vec![512, 2048])));
+        assert_eq!("1k..4k,6000".parse(), Ok(Counts(vec![1024, 2048, 4096, 6000])));
+        for wrong in ["", "0", "512,512", "2048,512", "1m", "512,", "4k..2k", "1..0", "..4", "k"] {
+            assert!(wrong.parse::<Counts>().is_err(), "{wrong}");
         }
     }
 }

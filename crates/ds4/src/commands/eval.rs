@@ -91,7 +91,8 @@ struct Report<'a> {
 pub fn run(args: &EvalArgs) -> Result<ExitCode> {
     let model = args.model.open()?;
     // Before anything else that computes in parallel, such as making prompts.
-    let engine = args.compute.engine(model.clone())?;
+    let context = args.answer_tokens.get().saturating_mul(args.parallel.get());
+    let engine = args.compute.engine(model.clone(), context)?;
     let encoder = args.profile.encoder(&model)?;
     let cases = args.cases(encoder.tokenizer())?;
     let earlier = args.resume.as_deref().map(read_answers).transpose()?.unwrap_or_default();

@@ -153,7 +153,10 @@ fn summary(model: &Model) -> String {
     line("vocabulary", format!("{} tokens, {}", config.vocab, tokenizer(model)));
     line("prompts", prompts(model));
     line("context", format!("up to {} tokens", config.context_length));
-    line("per token", format!("reads {} of weights", bytes(memory::weight_bytes_per_token(model))));
+    line(
+        "per token",
+        format!("reads {} of weights", bytes(memory::weight_bytes_per_step(model, 1))),
+    );
     text
 }
 
@@ -275,7 +278,7 @@ fn describe(model: &Model, groups: &[Group], memory: &Memory) -> Value {
         "prompts": prompts(model),
         "context_length": config.context_length,
         "weights": groups,
-        "weight_bytes_per_token": memory::weight_bytes_per_token(model),
+        "weight_bytes_per_token": memory::weight_bytes_per_step(model, 1),
         "memory": memory,
         "warnings": model.warnings,
     })

@@ -69,10 +69,8 @@ struct Description<'a> {
 /// Computes and writes the logits.
 pub fn run(args: &LogitsArgs) -> Result<()> {
     let model = args.model.open()?;
-    let engine = args.compute.engine(model)?;
-    let vocab = engine.config().vocab;
+    let (vocab, limit) = (model.config.vocab, model.config.context_length);
     let tokens = read_token_ids(&args.token_ids, vocab)?;
-    let limit = engine.config().context_length;
     ensure!(
         tokens.len() <= limit,
         "{}: found {} tokens, expected at most {limit}, the model's longest context",
@@ -80,6 +78,7 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
         tokens.len(),
     );
     let wanted = args.positions.flags(tokens.len())?;
+    let engine = args.compute.engine(model, tokens.len())?;
     let description_path = description_path(&args.output);
     // One that is left from an earlier run must not stand beside rows that it doesn't describe.
     remove_if_there(&description_path)?;

@@ -87,7 +87,7 @@ struct Report {
 pub fn run(args: &PerplexityArgs) -> Result<ExitCode> {
     let model = args.model.open()?;
     // Before anything else that computes in parallel, such as reading the text.
-    let engine = args.compute.engine(model.clone())?;
+    let engine = args.compute.engine(model.clone(), args.ctx.get())?;
     let name = args.file.display();
     let content = fs::read_to_string(&args.file).with_context(|| name.to_string())?;
     let tokenizer = text::tokenizer(&model)?;

@@ -125,7 +125,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         "--ctx: found {}, expected 1 to {longest}, the model's longest context",
         args.ctx
     );
-    let engine = args.compute.engine(model)?;
+    let engine = args.compute.engine(model, args.ctx)?;
     let longest_answer = match args.model.source()? {
         Source::BuiltIn | Source::Dummy(_) => NOISE_TOKENS,
         Source::File(_) => usize::MAX,

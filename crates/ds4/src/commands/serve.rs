@@ -115,7 +115,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     );
     ensure!(args.load.parallel > 0, "--parallel: found 0, expected at least 1");
     let encoder = args.profile.encoder(&model)?;
-    let engine = args.compute.engine(model)?;
+    let engine = args.compute.engine(model, args.ctx)?;
     let (config, rounding) = (engine.config().clone(), engine.backend().cache_rounding());
     let session_bytes = Box::new(move |tokens| memory::cache_bytes(&config, rounding, tokens));
     let address = SocketAddr::new(args.network.host, args.network.port);

@@ -50,19 +50,39 @@ fn bad_models_give_one_line() {
 #[test]
 fn speed_is_measured() {
     let folder = tempfile::tempdir().unwrap();
-    let (csv, json) = (folder.path().join("b.csv"), folder.path().join("b.json"));
-    let args = ["bench", "--prefill", "32", "--ctx", "32,64", "--decode", "4", "--repeat", "1"];
-    stdout(&[&args[..], &["--csv", str(&csv), "--json", str(&json)]].concat());
+    let path = |name: &str| folder.path().join(name);
+    let (csv, json, svg) = (path("b.csv"), path("b.json"), path("b.svg"));
+    let args = ["bench", "--dummy", "tiny-q2", "--ctx", "32..64", "--sessions", "1,3"];
+    let brief = ["--decode", "4", "--repeat", "1"];
+    let files = ["--csv", str(&csv), "--json", str(&json), "--svg", str(&svg)];
+    stdout(&[&args[..], &brief[..], &files[..]].concat());
     let csv = fs::read_to_string(csv).unwrap();
-    let rows: Vec<_> = csv.lines().collect();
-    assert!(
-        rows[0].starts_with("ctx_tokens,prefill_tokens,prefill_tps,gen_tokens,gen_tps"),
-        "{csv}"
-    );
-    assert_eq!(rows.len(), 3);
-    assert!(rows[2].starts_with("64,32,"));
+    let rows: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    let head = ["ctx_tokens", "prefill_tokens", "prefill_tps", "gen_tokens", "gen_tps"];
+    assert_eq!(rows[0][..5], head, "{csv}");
+    // Depth, tokens prefilled since the depth before, tokens decoded, sessions.
+    let found: Vec<[&str; 4]> = rows[1..].iter().map(|r| [r[0], r[1], r[3], r[6]]).collect();
+    let expected = [["32", "32", "4", "1"], ["32", "", "4", "3"]];
+    assert_eq!(found[..2], expected, "{csv}");
+    assert_eq!(found[2..], [["64", "32", "4", "1"], ["64", "", "4", "3"]], "{csv}");
     let json: Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
-    assert!(json.to_string().contains("read_bytes_per_second"), "{json}");
+    let rows = json["rows"].as_array().unwrap();
+    assert!(rows.iter().all(|row| row["gen_tps"].as_f64() > Some(0.0)), "{json}");
+    assert!(rows[1]["kvcache_bytes"].as_u64() > rows[0]["kvcache_bytes"].as_u64(), "{json}");
+    assert!(json["machine"]["memory_bytes_per_second"].as_f64() > Some(0.0), "{json}");
+    let svg = fs::read_to_string(svg).unwrap();
+    assert!(svg.contains("3 sessions") && svg.ends_with("</svg>\n"), "{svg}");
+}
+
+#[test]
+fn bench_refuses_depths_that_it_cannot_reach() {
+    let bench = |ctx| error(&["bench", "--dummy", "tiny-q2", "--ctx", ctx]);
+    assert!(bench("1024k").contains("1048576 and 64 decoded tokens"), "{}", bench("1024k"));
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text");
+    fs::write(&text, "few words").unwrap();
+    let message = error(&["bench", "--dummy", "tiny-q2", "--prompt-file", str(&text)]);
+    assert!(message.ends_with("expected 512 or more for this --ctx"), "{message}");
 }
 
 #[test]

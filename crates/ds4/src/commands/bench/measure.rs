@@ -1,0 +1,231 @@
+//! The measurements themselves.
+
+use std::{iter, slice, time::Instant};
+
+use anyhow::{Context, Result};
+use ds4_engine::{Backend, LogitsWanted, TokenId, Work, sampling};
+use ds4_model::Model;
+use indicatif::ProgressBar;
+use rayon::prelude::*;
+
+use super::{
+    BenchArgs,
+    report::{Prefill, Report, Row, median},
+};
+use crate::{
+    compute::{Engine, Session},
+    generation::{self, Speed},
+    memory,
+    terminal::{self, Unit},
+    text,
+};
+
+/// Untimed steps before sessions decode together: enough to make what is made once for each
+/// number of them.
+const WARM_UP_STEPS: usize = 2;
+
+/// A session on its way through the depths.
+pub struct Bench<'a> {
+    engine: &'a Engine,
+    model: &'a Model,
+    args: &'a BenchArgs,
+    text: &'a [TokenId],
+    session: Session,
+    /// What it took to read all that the session holds.
+    seconds: f64,
+    /// The token that would end the text.
+    end: Option<TokenId>,
+    bar: ProgressBar,
+}
+
+impl<'a> Bench<'a> {
+    /// Ready to begin; `text` reaches the last depth.
+    pub fn new(
+        engine: &'a Engine,
+        model: &'a Model,
+        args: &'a BenchArgs,
+        text: &'a [TokenId],
+    ) -> Result<Self> {
+        let rounds = args.ctx.0.len() * args.repeat.get() * (1 + args.sessions.0.len());
+        Ok(Bench {
+            engine,
+            model,
+            args,
+            text,
+            session: engine.new_session()?,
+            seconds: 0.0,
+            // A model without a tokenizer can be measured all the same.
+            end: text::tokenizer(model).ok().map(|tokenizer| tokenizer.special().eos),
+            bar: terminal::progress_bar(rounds as u64, "measuring", Unit::Steps),
+        })
+    }
+
+    /// Measures at every depth.
+    pub fn run(mut self, report: &mut Report) -> Result<()> {
+        self.warm_up()?;
+        let mut before = 0;
+        for &depth in &self.args.ctx.0 {
+            let interval = depth - before;
+            let timed = self.args.prefill.map_or(interval, |n| n.get().min(interval));
+            let (prefill, first) = self.prefill_to(depth, timed)?;
+            let mut prefill = Some(prefill);
+            for &sessions in &self.args.sessions.0 {
+                let row = self
+                    .decode(first, sessions, prefill.take())
+                    .with_context(|| format!("{sessions} sessions of {depth} tokens"))?;
+                self.bar.suspend(|| report.add(row))?;
+            }
+            before = depth;
+        }
+        self.bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// Reads a chunk, so that weights are where they are read from.
+    fn warm_up(&mut self) -> Result<()> {
+        let chunk = self.engine.backend().prefill_chunk().min(self.text.len());
+        self.read(chunk)?;
+        self.session = self.engine.new_session()?;
+        Ok(())
+    }
+
+    /// Brings the session to `depth`, the last `timed` tokens as often as asked for; returns the
+    /// token that follows too.
+    fn prefill_to(&mut self, depth: usize, timed: usize) -> Result<(Prefill, TokenId)> {
+        if depth - timed > self.session.len() {
+            self.seconds += self.read(depth - timed)?.0;
+        }
+        let start = self.engine.checkpoint(&self.session)?;
+        let (mut seconds, mut first) = (Vec::new(), 0);
+        for _ in 0..self.args.repeat.get() {
+            self.engine.truncate(&mut self.session, &start)?;
+            let (time, token) = self.read(depth)?;
+            seconds.push(time);
+            first = token;
+            self.bar.inc(1);
+        }
+        self.seconds += median(seconds.clone());
+        Ok((Prefill { tokens: timed, seconds, first_token_seconds: self.seconds }, first))
+    }
+
+    /// Reads the text up to `position`; returns the seconds it took, and the token that follows.
+    fn read(&mut self, position: usize) -> Result<(f64, TokenId)> {
+        let tokens = &self.text[self.session.len()..position];
+        let start = Instant::now();
+        let logits = generation::prefill(
+            self.engine,
+            &mut self.session,
+            tokens,
+            LogitsWanted::Last,
+            None,
+            &mut Speed::default(),
+        )?;
+        let token = greedy(logits.unwrap_or_default(), self.end)?;
+        Ok((start.elapsed().as_secs_f64(), token))
+    }
+
+    /// Decodes with the session and copies of it, and goes back.
+    fn decode(&mut self, first: TokenId, sessions: usize, prefill: Option<Prefill>) -> Result<Row> {
+        let (engine, depth) = (self.engine, self.session.len());
+        let start = engine.checkpoint(&self.session)?;
+        let mut copies = self.copies(sessions - 1)?;
+        let mut group: Vec<&mut Session> =
+            iter::once(&mut self.session).chain(&mut copies).collect();
+        let kvcache_bytes: usize = group.iter().map(|session| engine.cache_bytes(session)).sum();
+        let firsts = spread(first, sessions, engine.config().vocab);
+
+        let mut step_seconds = Vec::new();
+        let mut round = |steps: usize| {
+            let seconds = decode(engine, &mut group, firsts.clone(), steps, self.end);
+            for session in &mut group {
+                engine.truncate(session, &start)?;
+            }
+            seconds
+        };
+        if self.args.decode > 0 {
+            round(WARM_UP_STEPS.min(self.args.decode))?;
+        }
+        for _ in 0..self.args.repeat.get() {
+            step_seconds.push(round(self.args.decode)?);
+            self.bar.inc(1);
+        }
+        let (config, rounding) = (&self.model.config, engine.backend().cache_rounding());
+        let cache_read = memory::cache_bytes_per_token(config, rounding, depth);
+        Ok(Row {
+            ctx_tokens: depth,
+            sessions,
+            prefill,
+            gen_tokens: self.args.decode,
+            step_seconds,
+            kvcache_bytes: kvcache_bytes as u64,
+            read_bytes_per_step: memory::weight_bytes_per_step(self.model, sessions)
+                + sessions as u64 * cache_read,
+        })
+    }
+
+    fn copies(&self, n: usize) -> Result<Vec<Session>> {
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let snapshot = self.engine.snapshot(&self.session)?;
+        (0..n).map(|_| Ok(self.engine.restore(&snapshot)?)).collect()
+    }
+}
+
+/// Decodes greedily with all sessions together, each from its own token on; returns the seconds
+/// that each step took.
+fn decode(
+    engine: &Engine,
+    group: &mut [&mut Session],
+    mut tokens: Vec<TokenId>,
+    steps: usize,
+    end: Option<TokenId>,
+) -> Result<Vec<f64>> {
+    let mut step = || {
+        let start = Instant::now();
+        let work = group.iter_mut().zip(&tokens).map(|(session, token)| Work {
+            session,
+            tokens: slice::from_ref(token),
+            logits: LogitsWanted::Last,
+        });
+        let logits = engine.step(&mut work.collect::<Vec<_>>())?;
+        tokens = logits.into_par_iter().map(|row| greedy(row.data, end)).collect::<Result<_>>()?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    (0..steps).map(|_| step()).collect()
+}
+
+/// The likeliest token, but never the one that would end the text.
+fn greedy(mut logits: Vec<f32>, end: Option<TokenId>) -> Result<TokenId> {
+    if let Some(end) = end {
+        logits[end as usize] = f32::NEG_INFINITY;
+    }
+    Ok(sampling::argmax(&logits)?)
+}
+
+/// `n` different tokens, `first` among them: sessions that agreed would share their experts.
+fn spread(first: TokenId, n: usize, vocab: usize) -> Vec<TokenId> {
+    let step = (vocab / n).max(1);
+    (0..n).map(|i| ((first as usize + i * step) % vocab) as TokenId).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn sessions_begin_with_different_tokens() {
+        let tokens = spread(99, 32, 100);
+        assert_eq!(tokens[0], 99);
+        assert_eq!(tokens.iter().collect::<HashSet<_>>().len(), 32);
+        assert!(tokens.iter().all(|token| *token < 100));
+    }
+
+    #[test]
+    fn the_end_is_never_chosen() {
+        assert_eq!(greedy(vec![0.0, 2.0, 1.0], Some(1)).unwrap(), 2);
+        assert_eq!(greedy(vec![0.0, 2.0, 1.0], None).unwrap(), 1);
+    }
+}
