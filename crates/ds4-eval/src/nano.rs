@@ -16,48 +16,58 @@ use serde_json::{Value, json};
 
 use crate::suite::Case;
 
-/// What is tested, and the generator of its cases.
-type Task = (&'static str, fn(&mut Rng, &Tokenizer) -> Value);
+/// A kind of cases.
+struct Task {
+    name: &'static str,
+    /// Only one of so many cases is made: long texts take long to read.
+    one_of: usize,
+    make: fn(&mut Rng, &Tokenizer) -> Value,
+}
 
 const TASKS: &[Task] = &[
-    ("needle 500, 1 name", |rng, tokenizer| needles::needle(rng, tokenizer, 500, 1)),
-    ("needle 500, 4 names", |rng, tokenizer| needles::needle(rng, tokenizer, 500, 4)),
-    ("needle 4k, 1 name", |rng, tokenizer| needles::needle(rng, tokenizer, 4000, 1)),
-    ("needle 4k, 4 names", |rng, tokenizer| needles::needle(rng, tokenizer, 4000, 4)),
-    ("needle 16k, 1 name", |rng, tokenizer| needles::needle(rng, tokenizer, 15_600, 1)),
-    ("needle 16k, 4 names", |rng, tokenizer| needles::needle(rng, tokenizer, 15_600, 4)),
-    ("look-up", |rng, _| needles::lookup(rng)),
-    ("tool call", |rng, _| tools::call(rng)),
-    ("tool result", |rng, _| tools::result(rng)),
-    ("copy", |rng, _| exchanges::copy(rng)),
-    ("reverse", |rng, _| exchanges::reverse(rng)),
-    ("sort", |rng, _| exchanges::sort(rng)),
-    ("add", |rng, _| exchanges::add(rng)),
-    ("subtract", |rng, _| exchanges::subtract(rng)),
-    ("multiply", |rng, _| exchanges::multiply(rng)),
-    ("passage", |rng, _| exchanges::passage(rng)),
+    task("needle 500, 1 name", 1, |rng, tokenizer| needles::needle(rng, tokenizer, 500, 1)),
+    task("needle 500, 4 names", 1, |rng, tokenizer| needles::needle(rng, tokenizer, 500, 4)),
+    task("needle 4k, 1 name", 4, |rng, tokenizer| needles::needle(rng, tokenizer, 4000, 1)),
+    task("needle 4k, 4 names", 4, |rng, tokenizer| needles::needle(rng, tokenizer, 4000, 4)),
+    task("needle 16k, 1 name", 10, |rng, tokenizer| needles::needle(rng, tokenizer, 15_600, 1)),
+    task("needle 16k, 4 names", 10, |rng, tokenizer| needles::needle(rng, tokenizer, 15_600, 4)),
+    task("look-up", 1, |rng, _| needles::lookup(rng)),
+    task("tool call", 1, |rng, _| tools::call(rng)),
+    task("tool result", 1, |rng, _| tools::result(rng)),
+    task("copy", 1, |rng, _| exchanges::copy(rng)),
+    task("reverse", 1, |rng, _| exchanges::reverse(rng)),
+    task("sort", 1, |rng, _| exchanges::sort(rng)),
+    task("add", 1, |rng, _| exchanges::add(rng)),
+    task("subtract", 1, |rng, _| exchanges::subtract(rng)),
+    task("multiply", 1, |rng, _| exchanges::multiply(rng)),
+    task("passage", 1, |rng, _| exchanges::passage(rng)),
 ];
+
+const fn task(name: &'static str, one_of: usize, make: fn(&mut Rng, &Tokenizer) -> Value) -> Task {
+    Task { name, one_of, make }
+}
 
 /// Longest answer that any of the tasks needs, with room for going astray.
 const MAX_TOKENS: usize = 160;
 
 /// Names of the tasks.
 pub fn tasks() -> impl Iterator<Item = &'static str> {
-    TASKS.iter().map(|(name, _)| *name)
+    TASKS.iter().map(|task| task.name)
 }
 
-/// `count` cases of each task. The first ones of a longer suite are those of a shorter one.
+/// `count` cases of each task, a quarter of them at 4,000 tokens and a tenth at 15,600. The first
+/// ones of a longer suite are those of a shorter one.
 pub fn cases(tokenizer: &Tokenizer, seed: u64, count: usize) -> Vec<Case> {
     let mut cases = Vec::with_capacity(TASKS.len() * count);
-    for (task, make) in TASKS {
-        for number in 0..count {
-            let id = format!("{task}/{seed}/{number}");
+    for task in TASKS {
+        for number in 0..count.div_ceil(task.one_of) {
+            let id = format!("{}/{seed}/{number}", task.name);
             let hash = blake3::hash(id.as_bytes());
             let bytes = hash.as_bytes();
             let seed = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
-            let mut value = make(&mut Rng::with_seed(seed), tokenizer);
+            let mut value = (task.make)(&mut Rng::with_seed(seed), tokenizer);
             value["id"] = json!(id);
-            value["task"] = json!(task);
+            value["task"] = json!(task.name);
             value["max_tokens"] = json!(MAX_TOKENS);
             let case = Case::from_json(value, 0);
             cases

@@ -36,7 +36,7 @@ Examples:
   ds4 perplexity -m nano-f16.gguf text.txt --save-logits f16.logits
   ds4 perplexity -m nano-q2.gguf text.txt --kl-from f16.logits     how far q2 is from f16
 
-The text is read as it is: no chat format, and markers in it are text. Each window of --ctx tokens
+The text is read as it is: no chat format, and markers in it are text but for --markers. Each window of --ctx tokens
 is read from an empty context, after the marker that begins every text (see --no-bos); its first
 32 tokens are not scored.")]
 pub struct PerplexityArgs {
@@ -54,6 +54,9 @@ pub struct PerplexityArgs {
     /// Do not put the begin-of-sentence marker before each window
     #[arg(long)]
     no_bos: bool,
+    /// Take markers of the chat format that the text spells out for markers
+    #[arg(long)]
+    markers: bool,
     /// Read token by token, as answers are generated, instead of in chunks
     #[arg(long)]
     decode: bool,
@@ -91,7 +94,12 @@ pub fn run(args: &PerplexityArgs) -> Result<ExitCode> {
     let name = args.file.display();
     let content = fs::read_to_string(&args.file).with_context(|| name.to_string())?;
     let tokenizer = text::tokenizer(&model)?;
-    let mut tokens = tokenizer.encode(&content).with_context(|| name.to_string())?;
+    let tokens = if args.markers {
+        tokenizer.encode_with_markers(&content)
+    } else {
+        tokenizer.encode(&content)
+    };
+    let mut tokens = tokens.with_context(|| name.to_string())?;
     tokens.truncate(args.tokens.unwrap_or(usize::MAX));
     let limit = model.config.context_length;
     let ctx = args.ctx.get();
