@@ -16,8 +16,8 @@ use gguf::GgufFile;
 
 use crate::{dummy::DummySpec, terminal};
 
-/// The model for those who have none yet. It has the real architecture and random weights.
-static BUILT_IN: &[u8] = include_bytes!("../../../models/tiny/tiny-b-q2.gguf");
+/// The model for those who have none yet: nano, of the real architecture and 21 million parameters.
+static BUILT_IN: &[u8] = include_bytes!("../../../models/nano/nano.gguf");
 
 /// The option that names a model.
 #[derive(Args)]
@@ -55,8 +55,8 @@ impl ModelArgs {
         spinner.finish_and_clear();
         if source == Source::BuiltIn {
             terminal::note(
-                "No model given: this is the built-in one, whose weights are random and whose text \
-                 is noise. Name a model with -m or $DS4_MODEL.",
+                "No model given: this is nano, the built-in one, which is very small and knows very \
+                 little. Name a model with -m or $DS4_MODEL.",
             );
         }
         for warning in &model.warnings {

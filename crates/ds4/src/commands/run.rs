@@ -28,7 +28,7 @@ use crate::{
 use conversation::Conversation;
 use printer::Printer;
 
-/// Tokens of an answer of the built-in model unless -n says otherwise: noise has no end.
+/// Tokens of an answer of random weights unless -n says otherwise: noise has no end.
 const NOISE_TOKENS: usize = 100;
 
 /// Options of `ds4 run`.
@@ -127,8 +127,8 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     );
     let engine = args.compute.engine(model, args.ctx)?;
     let longest_answer = match args.model.source()? {
-        Source::BuiltIn | Source::Dummy(_) => NOISE_TOKENS,
-        Source::File(_) => usize::MAX,
+        Source::Dummy(_) => NOISE_TOKENS,
+        Source::BuiltIn | Source::File(_) => usize::MAX,
     };
     let seed = args.sampling.seed.unwrap_or_else(|| fastrand::u64(..));
     let mut conversation = Conversation::new(

@@ -4,6 +4,7 @@ mod answers;
 mod dummy;
 mod logits;
 mod models;
+mod nano;
 mod process;
 #[cfg(unix)]
 mod terminal;

@@ -7,12 +7,19 @@ use std::{
 
 use serde_json::Value;
 
-/// The program with these arguments, nothing on stdin, and no model but those that it is given.
+/// The program with these arguments, nothing on stdin, and the tiny model unless another is given.
 pub fn ds4(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ds4"));
     // Neither the user's models nor terminal decide what is tested.
-    command.args(args).env_remove("DS4_MODEL").env("XDG_DATA_HOME", "/nonexistent");
-    command.env_remove("NO_COLOR").stdin(Stdio::null());
+    command.args(args).env("DS4_MODEL", tiny("tiny-b-q2.gguf"));
+    command.env("XDG_DATA_HOME", "/nonexistent").env_remove("NO_COLOR").stdin(Stdio::null());
+    command
+}
+
+/// The same with the built-in model.
+pub fn built_in(args: &[&str]) -> Command {
+    let mut command = ds4(args);
+    command.env_remove("DS4_MODEL");
     command
 }
 
@@ -46,7 +53,7 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// A file of the tiny model.
+/// A file of the tiny model, whose weights are random.
 pub fn tiny(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny").join(name)
 }

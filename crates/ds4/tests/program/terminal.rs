@@ -114,7 +114,7 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
 #[test]
 fn ctrl_c_ends_a_single_answer_in_order() {
     let mut session = start(&[&["run", "-p", QUESTION], &ENDLESS[..]].concat(), &[]);
-    session.exp_regex(r"\$DS4_MODEL(.|\n)*\n.{20}").unwrap();
+    session.exp_regex(r"\S.{20}").unwrap();
     session.send_control('c').unwrap();
     session.exp_regex(r"wrote \d+ at .*; stopped").unwrap();
     session.exp_eof().unwrap();
