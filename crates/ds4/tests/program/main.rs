@@ -1,8 +1,10 @@
 //! The real program, from the outside.
 
 mod answers;
+mod convert;
 mod dummy;
 mod logits;
+mod measure;
 mod models;
 mod nano;
 mod process;

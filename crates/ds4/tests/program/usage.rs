@@ -6,7 +6,19 @@ use crate::process::{error, run, stdout};
 fn help_names_every_command() {
     let help = stdout(&["--help"]);
     assert!(help.contains("$DS4_MODEL") && help.contains("ds4/models"), "{help}");
-    for command in ["run", "inspect", "tokenize", "synth", "logits", "bench", "completions"] {
+    for command in [
+        "run",
+        "inspect",
+        "tokenize",
+        "synth",
+        "logits",
+        "bench",
+        "quantize",
+        "imatrix",
+        "eval",
+        "perplexity",
+        "completions",
+    ] {
         assert!(help.contains(&format!("\n  {command} ")), "{command} in {help}");
         assert!(stdout(&[command, "--help"]).contains("Usage: ds4 "));
     }
