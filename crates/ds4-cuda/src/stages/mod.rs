@@ -6,3 +6,6 @@ pub mod experts;
 pub mod hyper_connection;
 pub mod indexer;
 pub mod layer;
+
+#[cfg(test)]
+mod attention_tests;

@@ -333,8 +333,7 @@ impl Harness {
         }
         let table: Vec<LayerPointers> =
             sessions.iter().flat_map(|s| s.cache.pointers()).copied().collect();
-        let column =
-            |get: fn(&Row) -> usize| inputs.rows.iter().map(move |row| get(row) as u32);
+        let column = |get: fn(&Row) -> usize| inputs.rows.iter().map(move |row| get(row) as u32);
         let step: Vec<u32> = column(|_| 0)
             .chain(column(|row| row.position))
             .chain(column(|row| row.session))
@@ -418,8 +417,7 @@ impl Harness {
 
     fn compressors(&self, work: &Work) -> (Compressor, Compressor) {
         let compressor = |inputs: &Buffer<f32>, width: usize, bias: &Vector, norm: &Vector| {
-            let products =
-                |column| Products { pointer: inputs.at(column), stride: 2 * width };
+            let products = |column| Products { pointer: inputs.at(column), stride: 2 * width };
             Compressor {
                 values: products(0),
                 scores: products(width.min(inputs.len())),

@@ -90,7 +90,7 @@ fn a_restored_cache_goes_on_alike() {
         let (frontier, rows) = sessions[0].save();
         let [source, copy] = &mut sessions;
         copy.restore(source, &frontier, &rows);
-        assert_eq!(copy.save(), (frontier, rows));
+        assert!(copy.save() == (frontier, rows));
         h.step(&mut sessions, &[(1, 3), (0, 2)]);
     });
 }
@@ -188,16 +188,16 @@ fn rows_are_stored_bit_for_bit_as_the_engine_stores_them() {
     for rounding in ROUNDINGS {
         let mut h = Harness::new(&device, small(LayerKind::Csa, rounding), 13);
         let rows = hostile_rows(HEAD_DIM);
-        assert_eq!(h.store_rows(&rows), encode_all(rounding.kv_codec(), &rows));
+        same_rows(rounding.kv_codec(), &h.store_rows(&rows), &rows);
         let keys = hostile_rows(INDEX_DIM);
-        assert_eq!(h.store_keys(&keys), encode_all(rounding.index_codec(), &keys));
+        same_rows(rounding.index_codec(), &h.store_keys(&keys), &keys);
     }
 }
 
-/// Rows of all magnitudes, with zeros, subnormals and values halfway between codes.
+/// Rows of magnitudes from 2^-26 to 2^7, with zeros, subnormals and values halfway between codes.
 fn hostile_rows(width: usize) -> Vec<f32> {
     let mut random = fastrand::Rng::with_seed(17);
-    let mut rows: Vec<f32> = (0..40 * width)
+    let mut rows: Vec<f32> = (0..34 * width)
         .map(|i| {
             let magnitude = 2f32.powi((i / width) as i32 - 26);
             (random.f32() - 0.5) * magnitude
@@ -209,14 +209,15 @@ fn hostile_rows(width: usize) -> Vec<f32> {
     rows
 }
 
-fn encode_all(codec: RowCodec, rows: &[f32]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for row in rows.chunks_exact(codec.width()) {
-        let mut bytes = vec![0; codec.row_bytes()];
-        codec.encode(row, &mut bytes);
-        out.extend(bytes);
+fn same_rows(codec: RowCodec, stored: &[u8], rows: &[f32]) {
+    assert_eq!(stored.len() / codec.row_bytes(), rows.len() / codec.width());
+    let pairs = stored.chunks_exact(codec.row_bytes()).zip(rows.chunks_exact(codec.width()));
+    for (i, (stored, row)) in pairs.enumerate() {
+        let mut expected = vec![0; codec.row_bytes()];
+        codec.encode(row, &mut expected);
+        let different = stored.iter().zip(&expected).position(|(a, b)| a != b);
+        assert_eq!(different, None, "{codec:?}, row {i}: first byte that differs");
     }
-    out
 }
 
 #[test]
@@ -229,7 +230,7 @@ fn no_room_to_grow_leaves_the_session_alive() {
     // 2^42 tokens need some petabytes.
     let result = sessions[0].cache.reserve(1 << 42);
     assert!(matches!(result, Err(BackendError::OutOfMemory(_))), "{result:?}");
-    assert_eq!(sessions[0].save(), before);
+    assert!(sessions[0].save() == before);
     h.step(&mut sessions, &[(0, 3)]);
 }
 
@@ -246,7 +247,7 @@ fn growing_keeps_rows_and_counts_bytes() {
     assert_eq!(session.cache.pointers()[1].window, pointers.window);
     assert_eq!(session.cache.pointers()[0].rows, Pointer::NULL);
     session.rewind(1000);
-    assert_eq!(session.save(), before);
+    assert!(session.save() == before);
     // Room for 2048 rows of 712 bytes and keys of 68 instead of 256.
     assert_eq!(session.cache.bytes() - bytes, (2048 - 256) * (712 + 68));
 }

@@ -82,7 +82,7 @@ impl Session {
         self.truth = Truth { position, kv_rows, main, index };
         let expected = self.expected();
         self.put(&expected.0, &expected.1);
-        assert_eq!(self.save(), expected);
+        assert!(self.save() == expected, "state after filling");
     }
 
     /// All state, as it leaves the device.
@@ -130,10 +130,7 @@ impl Session {
         };
         let rows =
             LayerRows { rows: truth.main.rows.concat(), index_keys: truth.index.rows.concat() };
-        (
-            Frontier { position, layers: vec![untouched, layer] },
-            vec![LayerRows::default(), rows],
-        )
+        (Frontier { position, layers: vec![untouched, layer] }, vec![LayerRows::default(), rows])
     }
 }
 
@@ -158,7 +155,7 @@ impl Harness {
         for (i, session) in sessions.iter_mut().enumerate() {
             let last = inputs.rows.iter().rfind(|row| row.session == i);
             session.truth.position = last.map_or(session.position(), |row| row.position + 1);
-            assert_eq!(session.save(), session.expected(), "state of session {i}");
+            assert!(session.save() == session.expected(), "state of session {i}");
         }
     }
 
