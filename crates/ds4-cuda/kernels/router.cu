@@ -75,59 +75,145 @@ extern "C" __global__ void __launch_bounds__(256) route(
     if (lane < used) weights[(size_t)row * used + lane] = routed_scale * score / fmaxf(sum, SMALLEST_SUM);
 }
 
-// One block per expert: lists its pairs from `first_pair` on (see `Groups` in products.cuh), and tiles of at most
-// `tile_tokens` of them: `tiles[i]` is (expert, first pair).
-extern "C" __global__ void __launch_bounds__(256) group_pairs(
-    const u32* ids, int first_pair, int end_pair, int experts, int tile_tokens, u32* grouped, u32* starts,
-    u32* active, u32* active_count, uint2* tiles, u32* tile_count
+// Threads of a block that groups pairs, one for each expert.
+#define GROUP_THREADS 512
+#define GROUP_WARPS (GROUP_THREADS / WARP)
+
+// Counts over the experts up to one's own: pairs, experts that have pairs, tiles.
+struct ExpertCounts {
+    u32 pairs, active, tiles;
+
+    __device__ inline void add(const ExpertCounts& o) {
+        pairs += o.pairs;
+        active += o.active;
+        tiles += o.tiles;
+    }
+};
+
+// The sum over the threads before this one; `all` becomes that over the block.
+__device__ inline ExpertCounts counts_before(
+    const ExpertCounts& own, ExpertCounts (&warp_counts)[GROUP_WARPS], ExpertCounts& all
 ) {
-    // Of each expert: its pairs.
-    u32* counts = (u32*)dynamic_shared;
-    __shared__ u32 warp_counts[8];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    ExpertCounts sum = own;
+#pragma unroll
+    for (int d = 1; d < WARP; d *= 2) {
+        ExpertCounts below = {
+            __shfl_up_sync(FULL_WARP, sum.pairs, d), __shfl_up_sync(FULL_WARP, sum.active, d),
+            __shfl_up_sync(FULL_WARP, sum.tiles, d)};
+        if (lane >= d) sum.add(below);
+    }
+    if (lane == WARP - 1) warp_counts[warp] = sum;
+    __syncthreads();
+    all = {0, 0, 0};
+#pragma unroll
+    for (int w = 0; w < GROUP_WARPS; ++w) {
+        if (w == warp) sum.add(all);
+        all.add(warp_counts[w]);
+    }
+    return {sum.pairs - own.pairs, sum.active - own.active, sum.tiles - own.tiles};
+}
+
+// Pairs that a thread reads at once, so that it waits for memory once.
+#define READ_AHEAD 8
+
+// Counts the pairs of each expert.
+__device__ inline void count_pairs(u32* counts, const u32* ids, int first_pair, int end_pair) {
+    for (int base = first_pair; base < end_pair; base += READ_AHEAD * GROUP_THREADS) {
+        u32 expert[READ_AHEAD];
+#pragma unroll
+        for (int k = 0; k < READ_AHEAD; ++k) {
+            int i = base + k * GROUP_THREADS + threadIdx.x;
+            if (i < end_pair) expert[k] = ids[i];
+        }
+#pragma unroll
+        for (int k = 0; k < READ_AHEAD; ++k) {
+            if (base + k * GROUP_THREADS + (int)threadIdx.x < end_pair) {
+                atomicAdd(&counts[expert[k]], 1);
+            }
+        }
+    }
+}
+
+// Writes an expert's pairs in ascending order to `grouped`. Each warp searches 32·32 in a row at
+// a time, and lane i keeps which of the i-th 32 are hits.
+__device__ inline void list_pairs(
+    u32 expert, const u32* ids, int first_pair, int end_pair, u32* grouped,
+    u32 (&warp_hits)[GROUP_WARPS]
+) {
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    for (int base = first_pair; base < end_pair; base += WARP * GROUP_THREADS) {
+        int first = base + warp * WARP * WARP;
+        u32 hits = 0;
+        for (int i = 0; i < WARP && first + i * WARP < end_pair; i += READ_AHEAD) {
+            bool hit[READ_AHEAD];
+#pragma unroll
+            for (int k = 0; k < READ_AHEAD; ++k) {
+                int at = first + (i + k) * WARP + lane;
+                hit[k] = at < end_pair && ids[at] == expert;
+            }
+#pragma unroll
+            for (int k = 0; k < READ_AHEAD; ++k) {
+                u32 votes = __ballot_sync(FULL_WARP, hit[k]);
+                if (lane == i + k) hits = votes;
+            }
+        }
+        u32 upto = __popc(hits);
+#pragma unroll
+        for (int d = 1; d < WARP; d *= 2) {
+            u32 below = __shfl_up_sync(FULL_WARP, upto, d);
+            if (lane >= d) upto += below;
+        }
+        if (lane == WARP - 1) warp_hits[warp] = upto;
+        __syncthreads();
+        u32* to = grouped + upto - __popc(hits);
+#pragma unroll
+        for (int w = 0; w < GROUP_WARPS; ++w) {
+            if (w < warp) to += warp_hits[w];
+            grouped += warp_hits[w];
+        }
+        for (; hits; hits &= hits - 1) *to++ = first + lane * WARP + __ffs(hits) - 1;
+        __syncthreads();
+    }
+}
+
+// Lists the pairs of each expert from `first_pair` on (see `Groups` in products.cuh), and tiles of
+// at most `tile_tokens` of them: `tiles[i]` is (expert, first pair). The blocks share the experts
+// that have pairs; how many there are changes nothing else.
+extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group_pairs(
+    const u32* ids, int first_pair, int end_pair, int experts, int tile_tokens, u32* grouped,
+    u32* starts, u32* active, u32* active_count, uint2* tiles, u32* tile_count
+) {
+    __shared__ u32 counts[GROUP_THREADS], active_experts[GROUP_THREADS], active_starts[GROUP_THREADS];
+    __shared__ ExpertCounts warp_counts[GROUP_WARPS];
+    __shared__ u32 warp_hits[GROUP_WARPS];
     launch_dependents();
-    for (int e = threadIdx.x; e < experts; e += blockDim.x) counts[e] = 0;
+    int expert = threadIdx.x;
+    counts[expert] = 0;
     __syncthreads();
     wait_for_dependencies();
-    for (int i = first_pair + threadIdx.x; i < end_pair; i += blockDim.x) atomicAdd(&counts[ids[i]], 1);
+    count_pairs(counts, ids, first_pair, end_pair);
     __syncthreads();
-    u32 expert = blockIdx.x, start = 0, rank = 0, all_active = 0, tile = 0, all_tiles = 0;
-    for (u32 e = 0; e < experts; ++e) {
-        u32 count = counts[e], own_tiles = (count + tile_tokens - 1) / tile_tokens;
-        if (e < expert) {
-            start += count;
-            rank += count > 0;
-            tile += own_tiles;
-        }
-        all_active += count > 0;
-        all_tiles += own_tiles;
+    u32 count = counts[expert], own_tiles = (count + tile_tokens - 1) / tile_tokens;
+    ExpertCounts all, before = counts_before({count, count > 0, own_tiles}, warp_counts, all);
+    if (count > 0) {
+        active_experts[before.active] = expert;
+        active_starts[before.active] = before.pairs;
     }
-    u32 count = counts[expert];
-    if (threadIdx.x == 0) {
-        starts[expert] = start;
-        if (expert + 1 == experts) starts[experts] = start + count;
-        if (count > 0) active[rank] = expert;
+    if (blockIdx.x == 0) {
+        if (expert < experts) starts[expert] = before.pairs;
+        if (count > 0) active[before.active] = expert;
+        for (u32 i = 0; i < own_tiles; ++i) {
+            tiles[before.tiles + i] = make_uint2(expert, before.pairs + i * tile_tokens);
+        }
         if (expert == 0) {
-            *active_count = all_active;
-            *tile_count = all_tiles;
+            starts[experts] = all.pairs;
+            *active_count = all.active;
+            *tile_count = all.tiles;
         }
     }
-    for (u32 i = threadIdx.x; i * tile_tokens < count; i += blockDim.x) {
-        tiles[tile + i] = make_uint2(expert, start + i * tile_tokens);
-    }
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    u32 next = start;
-    for (int base = first_pair; base < end_pair && next < start + count; base += blockDim.x) {
-        int i = base + threadIdx.x;
-        bool hit = i < end_pair && ids[i] == expert;
-        u32 votes = __ballot_sync(FULL_WARP, hit);
-        if (lane == 0) warp_counts[warp] = __popc(votes);
-        __syncthreads();
-        u32 at = next;
-        for (int w = 0; w < 8; ++w) {
-            if (w < warp) at += warp_counts[w];
-            next += warp_counts[w];
-        }
-        if (hit) grouped[at + __popc(votes & ((1u << lane) - 1))] = i;
-        __syncthreads();
+    __syncthreads();
+    for (u32 i = blockIdx.x; i < all.active; i += gridDim.x) {
+        list_pairs(active_experts[i], ids, first_pair, end_pair, grouped + active_starts[i], warp_hits);
     }
 }

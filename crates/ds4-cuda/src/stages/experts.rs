@@ -1,5 +1,7 @@
 //! Choosing experts and running them (docs/model.md, "Experts").
 
+use std::ops::Range;
+
 use ds4_engine::backend::StageResult;
 use ds4_model::config::Config;
 
@@ -10,8 +12,14 @@ use crate::{
     weights::{DeviceMatrix, Experts, Planes, TILE, WeightType},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Pairs of a tile when many rows are computed.
 const TILE_PAIRS: usize = 64;
+/// Threads of a block that groups pairs by expert, one for each; and blocks that share the work.
+const GROUP_THREADS: usize = 512;
+const GROUP_BLOCKS: usize = 128;
 /// Warps of a block that routes, one row each.
 const ROUTE_WARPS: usize = 8;
 const DECODE_THREADS: usize = 256;
@@ -145,29 +153,8 @@ impl ExpertStage<'_> {
     }
 
     fn group(&self, groups: &GroupBuffers, first: usize, end: usize) -> StageResult {
-        if first == end {
-            return Ok(());
-        }
         let (experts, used) = (self.config.experts, self.config.experts_used);
-        self.device.launch(
-            "group_pairs",
-            [experts, 1, 1],
-            256,
-            experts * size_of::<u32>(),
-            args![
-                self.scratch.ids.pointer(),
-                first * used,
-                end * used,
-                experts,
-                TILE_PAIRS,
-                groups.pairs.pointer(),
-                groups.starts.pointer(),
-                groups.active.pointer(),
-                groups.active_count.pointer(),
-                groups.tiles.pointer(),
-                groups.tile_count.pointer()
-            ],
-        )
+        group_pairs(self.device, &self.scratch.ids, first * used..end * used, experts, groups)
     }
 
     /// Runs the routed experts on `x`, and the shared one's last product: `y [n, used + 1, hidden]`.
@@ -287,4 +274,36 @@ impl ExpertStage<'_> {
             ],
         )
     }
+}
+
+/// Sorts `pairs` by the experts `ids` that they chose.
+fn group_pairs(
+    device: &Device,
+    ids: &Buffer<u32>,
+    pairs: Range<usize>,
+    experts: usize,
+    groups: &GroupBuffers,
+) -> StageResult {
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    device.launch(
+        "group_pairs",
+        [experts.min(pairs.len()).min(GROUP_BLOCKS), 1, 1],
+        GROUP_THREADS,
+        0,
+        args![
+            ids.pointer(),
+            pairs.start,
+            pairs.end,
+            experts,
+            TILE_PAIRS,
+            groups.pairs.pointer(),
+            groups.starts.pointer(),
+            groups.active.pointer(),
+            groups.active_count.pointer(),
+            groups.tiles.pointer(),
+            groups.tile_count.pointer()
+        ],
+    )
 }

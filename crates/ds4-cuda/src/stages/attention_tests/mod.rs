@@ -3,7 +3,7 @@
 //! Every stage is compared on the device's own earlier results, so that one rounding that fell the
 //! other way can neither hide an error nor fake one. Without a device the tests say so and pass.
 
-mod harness;
+pub mod harness;
 mod reference;
 
 use ds4_engine::{
