@@ -228,8 +228,9 @@ impl CudaBackend {
     }
 }
 
-/// Rows of the chunks that the memory report reckons with.
-const PREFILL_CHUNK: usize = 4096;
+/// Tokens of a prompt that are best computed together, if nothing else asks for less: matrix units
+/// want many tokens to each expert. The memory report reckons with so many.
+pub const PREFILL_CHUNK: usize = 4096;
 
 fn is_recorded(scratch: &Scratch, shape: Shape) -> bool {
     shape.rows == shape.decode_rows && scratch.graphs.contains_key(&(shape.rows, shape.logits))

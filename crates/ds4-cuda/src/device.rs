@@ -555,7 +555,7 @@ impl From<usize> for Arg {
 /// The devices that the driver shows.
 ///
 /// # Errors
-/// [`Error::NoDriver`] if there is no driver to ask.
+/// [`Error::NoDriver`] if there is no driver to ask, [`Error::NoDevice`] if it has none to show.
 pub fn devices() -> Result<Vec<DeviceInfo>, Error> {
     start()?;
     let mut count = 0;
@@ -570,7 +570,10 @@ fn start() -> Result<(), Error> {
         return Err(Error::NoDriver);
     }
     // SAFETY: the library is there.
-    check("start the driver", unsafe { sys::cuInit(0) })
+    match unsafe { sys::cuInit(0) } {
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => Err(Error::NoDevice { wanted: 0, found: 0 }),
+        result => check("start the driver", result),
+    }
 }
 
 fn info(index: usize) -> Result<(sys::CUdevice, DeviceInfo), Error> {

@@ -17,7 +17,7 @@ mod scratch;
 mod stages;
 mod step;
 
-pub use backend::{CudaBackend, MemoryReport, Options};
+pub use backend::{CudaBackend, MemoryReport, Options, PREFILL_CHUNK};
 pub use cache::Cache;
 pub use device::devices;
 pub use scratch::Activations;

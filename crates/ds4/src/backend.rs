@@ -18,9 +18,6 @@ use ds4_model::config::Config;
 /// and Ctrl-C waits for its end, so large ones are unwieldy.
 pub const CPU_PREFILL_CHUNK: usize = 512;
 
-/// The same on a CUDA device, whose matrix units want many tokens to each expert.
-pub const CUDA_PREFILL_CHUNK: usize = 4096;
-
 /// Any backend.
 pub enum AnyBackend {
     /// The processor.
@@ -50,7 +47,7 @@ impl AnyBackend {
     pub fn prefill_chunk(&self) -> usize {
         match self {
             AnyBackend::Cpu(_) => CPU_PREFILL_CHUNK,
-            AnyBackend::Cuda(_) => CUDA_PREFILL_CHUNK,
+            AnyBackend::Cuda(_) => ds4_cuda::PREFILL_CHUNK,
         }
     }
 }

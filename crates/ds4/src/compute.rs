@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, sync::Arc};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use ds4_cpu::{CpuBackend, Kernels};
-use ds4_cuda::CudaBackend;
+use ds4_cuda::{CudaBackend, Error as CudaError};
 use ds4_engine::{observer::ExpertObserver, rows::CacheRounding};
 use ds4_model::Model;
 
@@ -65,7 +65,9 @@ impl ComputeArgs {
             Choice::Auto => match self.cuda(model.clone(), context) {
                 Ok(backend) => AnyBackend::Cuda(backend),
                 Err(error) => {
-                    if !matches!(error, ds4_cuda::Error::NoDriver) {
+                    // Who has no GPU need not hear of it.
+                    let none = matches!(error, CudaError::NoDriver | CudaError::NoDevice { .. });
+                    if !none {
                         terminal::note(format_args!("Computing on the CPU: {error}"));
                     }
                     AnyBackend::Cpu(self.cpu(model)?)
@@ -113,7 +115,7 @@ impl ComputeArgs {
         Ok(CpuBackend::new(model, self.kernels(), self.rounding()))
     }
 
-    fn cuda(&self, model: Arc<Model>, context: usize) -> Result<CudaBackend, ds4_cuda::Error> {
+    fn cuda(&self, model: Arc<Model>, context: usize) -> Result<CudaBackend, CudaError> {
         let options =
             ds4_cuda::Options { device: self.device, cache_rounding: self.rounding(), context };
         let bar = terminal::progress_bar(0, "loading", Unit::Bytes);

@@ -10,7 +10,8 @@ use serde_json::Value;
 /// The program with these arguments, nothing on stdin, and the tiny model unless another is given.
 pub fn ds4(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ds4"));
-    // Neither the user's models nor terminal decide what is tested.
+    // Neither the user's models nor GPU nor terminal decide what is tested.
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command.args(args).env("DS4_MODEL", tiny("tiny-b-q2.gguf"));
     command.env("XDG_DATA_HOME", "/nonexistent").env_remove("NO_COLOR").stdin(Stdio::null());
     command
