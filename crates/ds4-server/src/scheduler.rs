@@ -45,6 +45,10 @@ pub struct SchedulerLimits {
     pub running: usize,
     /// Requests that may wait.
     pub waiting: usize,
+    /// Prompt tokens to compute together when no answer is running. Weights are read once per
+    /// chunk, so small chunks are slow; a vanished client is noticed only between chunks, so
+    /// large ones are unwieldy.
+    pub prefill_chunk: usize,
     /// Bytes of KV state, of running requests and sessions kept for later together.
     pub kv_bytes: u64,
     /// How long a client may leave its events untaken.

@@ -8,12 +8,6 @@ use std::time::Duration;
 
 use ds4_engine::backend::PREFILL_MIN;
 
-/// Prompt tokens computed together when no answer is running.
-///
-/// Weights are read once per chunk, so small chunks are slow; a vanished client is noticed only
-/// between chunks, so large ones are unwieldy.
-pub(super) const CHUNK: usize = 512;
-
 /// A step that shares its time with a prompt may take so many times as long.
 ///
 /// Two measured steps differ by some tenths; 2.2 leaves room below the promised factor of 3.
@@ -28,6 +22,8 @@ const NEWEST: f64 = 0.2;
 /// Measured times, and what follows from them.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
+    /// Prompt tokens computed together at most.
+    chunk: usize,
     /// Seconds of a step of running answers alone, and how many they were.
     decode: Option<f64>,
     /// Seconds that a prompt token adds.
@@ -36,10 +32,15 @@ pub(super) struct Pace {
 }
 
 impl Pace {
+    /// Nothing is measured yet; `chunk` is what prompts get when no answer is running.
+    pub(super) fn new(chunk: usize) -> Self {
+        Pace { chunk: chunk.max(PREFILL_MIN), ..Pace::default() }
+    }
+
     /// Prompt tokens to add to the next step, with `running` answers in it.
     pub(super) fn prompt_tokens(&self, running: usize) -> usize {
         if running == 0 {
-            return CHUNK;
+            return self.chunk;
         }
         match (self.decode, self.prompt_token) {
             (None, _) => 0,
@@ -47,7 +48,7 @@ impl Pace {
             (Some(_), None) => PREFILL_MIN,
             (Some(decode), Some(token)) => {
                 let tokens = (STRETCH - 1.0) * decode / token.max(1e-9);
-                (tokens as usize).clamp(PREFILL_MIN, CHUNK)
+                (tokens as usize).clamp(PREFILL_MIN, self.chunk)
             }
         }
     }
@@ -80,15 +81,16 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+    const CHUNK: usize = 512;
 
     #[test]
     fn a_prompt_alone_gets_whole_chunks() {
-        assert_eq!(Pace::default().prompt_tokens(0), CHUNK);
+        assert_eq!(Pace::new(CHUNK).prompt_tokens(0), CHUNK);
     }
 
     #[test]
     fn shared_steps_stay_within_the_stretch() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(CHUNK);
         assert_eq!(pace.prompt_tokens(1), 0, "the usual time comes first");
         pace.measured(1, 0, 10 * MS);
         assert_eq!(pace.prompt_tokens(1), PREFILL_MIN);
@@ -98,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_usual_time_is_measured_again() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(CHUNK);
         pace.measured(1, 0, 10 * MS);
         (0..REMEASURE).for_each(|_| pace.measured(1, 8, 18 * MS));
         assert_eq!(pace.prompt_tokens(1), 0);

@@ -62,6 +62,7 @@ impl<B: Backend> Worker<B> {
         Worker {
             engine,
             tokenizer,
+            pace: Pace::new(limits.prefill_chunk),
             limits,
             session_bytes,
             metrics,
@@ -71,7 +72,6 @@ impl<B: Backend> Worker<B> {
             pool: Pool::new(),
             running: Vec::new(),
             leaving: Vec::new(),
-            pace: Pace::default(),
             closing: None,
         }
     }

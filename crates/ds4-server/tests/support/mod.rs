@@ -46,6 +46,7 @@ pub fn config() -> ServerConfig {
             context: 8192,
             running: 64,
             waiting: 64,
+            prefill_chunk: 512,
             kv_bytes: 1 << 30,
             stall: Duration::from_secs(2),
         },

@@ -116,10 +116,11 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     ensure!(args.load.parallel > 0, "--parallel: found 0, expected at least 1");
     let encoder = args.profile.encoder(&model)?;
     let engine = args.compute.engine(model, args.ctx)?;
+    let settings = args.config(engine.backend().prefill_chunk())?;
     let (config, rounding) = (engine.config().clone(), engine.backend().cache_rounding());
     let session_bytes = Box::new(move |tokens| memory::cache_bytes(&config, rounding, tokens));
     let address = SocketAddr::new(args.network.host, args.network.port);
-    let server = Server::bind(address, engine, encoder, session_bytes, args.config()?)?;
+    let server = Server::bind(address, engine, encoder, session_bytes, settings)?;
     interrupt::catch(Again::Exit)?;
     announce(args, server.address()?);
     let monitor = server.monitor();
@@ -129,7 +130,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 }
 
 impl ServeArgs {
-    fn config(&self) -> Result<ServerConfig> {
+    fn config(&self, prefill_chunk: usize) -> Result<ServerConfig> {
         let network = &self.network;
         let mut tokens = network.tokens.clone();
         if let Some(path) = &network.token_file {
@@ -149,6 +150,7 @@ impl ServeArgs {
                 context: self.ctx,
                 running: self.load.parallel,
                 waiting: self.load.queue,
+                prefill_chunk,
                 kv_bytes: self.load.kv_memory << 20,
                 stall: Duration::from_secs(30),
             },
