@@ -98,12 +98,12 @@ __device__ inline u32 rows_per_split(u32 total) {
 // Shared memory of a block: `bytes` in all, as src/stages/attention.rs computes it.
 template <int TILES, int CHUNK>
 struct Shared {
-    static const int HEADS = TILES * TILE_HEADS;
+    static constexpr int HEADS = TILES * TILE_HEADS;
     // Warps that share the same scores, each with a part of the 512 elements to sum.
-    static const int HEAD_TILES = TILES == 1 ? 1 : 2;
-    static const int PARTS = ATTEND_WARPS / ((TILES / HEAD_TILES) * (CHUNK / 32));
-    static const int SCORE_STRIDE = CHUNK + 4;
-    static const int WEIGHT_STRIDE = CHUNK + 8;
+    static constexpr int HEAD_TILES = TILES == 1 ? 1 : 2;
+    static constexpr int PARTS = ATTEND_WARPS / ((TILES / HEAD_TILES) * (CHUNK / 32));
+    static constexpr int SCORE_STRIDE = CHUNK + 4;
+    static constexpr int WEIGHT_STRIDE = CHUNK + 8;
 
     u16* queries;
     u16* rows;

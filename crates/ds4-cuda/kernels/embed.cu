@@ -4,7 +4,7 @@
 
 template <int TYPE>
 __device__ inline void embed_unit(
-    const Planes& table, int units, int unit, u32 token, float* out, const uint2* grid, bool add
+    const Planes& table, int units, int unit, u32 token, float* out, const uint4* grid, bool add
 ) {
     int lane = threadIdx.x % WARP, high = token % 16 / 8;
     Unit<TYPE> w;
@@ -32,11 +32,12 @@ __device__ inline void embed_unit(
 
 // Each token's embedding, copied to the four streams [n, 4, hidden]. One block per row.
 extern "C" __global__ void __launch_bounds__(256) embed(
-    Step step, Planes table, int type, int hidden, float* streams, const uint2* iq2_grid
+    Step step, Planes table, int type, int hidden, float* streams, const uint4* iq2_grid
 ) {
-    __shared__ uint2 grid[256];
+    __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     launch_dependents();
-    load_grid(grid, iq2_grid);
+    if (type == IQ2_XXS) load_grid(grids, iq2_grid);
+    const uint4* grid = own_grid(grids);
     wait_for_dependencies();
     __syncthreads();
     u32 token = step.token[blockIdx.x];

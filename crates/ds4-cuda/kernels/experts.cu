@@ -1,115 +1,153 @@
 // Routed experts of a few rows: each chosen expert's weights are read once.
+//
+// A block does two tiles at a time, half of its warps each, and goes on until all are done. Blocks
+// for the shared expert's last product come first: its input was ready long ago.
 
 #include "products.cuh"
 
-template <int TYPES>
-__device__ inline void expert_tile(
-    const Stack& w, int expert, const Rows<1>& x, const uint2* grid, float* scratch
+#define SPLIT (DECODE_WARPS / 2)
+
+// The expert's activation rows `first` … up to `end`, by number of pair: row pair / `share` of `x`.
+__device__ inline Rows<1> expert_rows(
+    const Groups& groups, const u16* x, int columns, int share, const u16* group_sums, int first,
+    int end, u32& mine
 ) {
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    int tile = expert * (w.rows / 16) + blockIdx.x;
-    Sums<1> sums;
-    sums.clear();
-    multiply_tile_of<TYPES, 1>(
-        w.type, sums, w.weights, w.columns, tile, warp, warps, x, grid, lane, false, [] {});
-    gather_sums(sums, scratch, warp, lane);
+    mine = groups.pairs[min(first + (int)threadIdx.x % WARP / 4, end - 1)];
+    size_t row = mine / share;
+    return {{x + row * columns}, {nullptr}, {group_sums ? group_sums + row * columns / 16 : nullptr}};
 }
 
-// hidden[pair] = weight · SwiGLU(gate·x, up·x), for the pairs of the block's expert.
+// hidden[pair] = weight · SwiGLU(gate·x, up·x), and the sums of each 16 columns.
 template <int TYPES>
 __device__ inline void gate_up(
     const Stack& gate, const Stack& up, const Groups& groups, const float* pair_weights,
-    const u16* x, u16* hidden, int used, float limit, const uint2* iq2_grid
+    const u16* x, u16* hidden, u16* group_sums, int used, float limit, const uint4* iq2_grid
 ) {
-    __shared__ uint2 grid[256];
+    __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
+    __shared__ float scratch[DECODE_WARPS * 128];
     launch_dependents();
-    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grid, iq2_grid);
+    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, iq2_grid);
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int tiles = gate.rows / 16;
+    Stack w = gate;
+    if (warp >= SPLIT) w = up;
     wait_for_dependencies();
-    if (blockIdx.y >= *groups.active_count) return;
     __syncthreads();
-    int expert = groups.active[blockIdx.y], warps = blockDim.x / WARP;
-    int start = groups.starts[expert], end = groups.starts[expert + 1];
-    float* scratch = (float*)dynamic_shared;
-    float* scratch_up = scratch + warps * 128;
-    for (int first = start; first < end; first += 8) {
-        u32 mine = groups.pairs[min(first + (int)threadIdx.x % WARP / 4, end - 1)];
-        Rows<1> rows = {{x + (size_t)(mine / used) * gate.columns}, {nullptr}};
-        expert_tile<TYPES>(gate, expert, rows, grid, scratch);
-        expert_tile<TYPES>(up, expert, rows, grid, scratch_up);
-        __syncthreads();
-        if (threadIdx.x < 128 && first + (int)threadIdx.x / 16 < end) {
-            u32 pair = groups.pairs[first + threadIdx.x / 16];
-            float g = total<1>(scratch, warps, threadIdx.x);
-            float u = total<1>(scratch_up, warps, threadIdx.x);
-            size_t at = (size_t)pair * gate.rows + 16 * blockIdx.x + threadIdx.x % 16;
-            hidden[at] = float_to_half(pair_weights[pair] * swiglu(g, u, limit));
+    int items = *groups.active_count * tiles;
+    for (int item = blockIdx.x; item < items; item += gridDim.x) {
+        int expert = groups.active[item / tiles], tile = item % tiles;
+        int start = groups.starts[expert], end = groups.starts[expert + 1];
+        for (int first = start; first < end; first += 8) {
+            u32 mine;
+            Rows<1> rows =
+                expert_rows(groups, x, gate.columns, used, nullptr, first, end, mine);
+            Sums<1> sums;
+            sums.clear();
+            multiply_tile_of<TYPES, 1>(
+                w.type, sums, w.weights, w.columns, expert * tiles + tile, warp % SPLIT, SPLIT,
+                rows, own_grid(grids), lane, false, [] {});
+            gather_sums(sums, scratch, warp, lane);
+            __syncthreads();
+            if (threadIdx.x < 128 && first + (int)(threadIdx.x - lane) / 16 < end) {
+                int at = min(first + (int)threadIdx.x / 16, end - 1);
+                u32 pair = groups.pairs[at];
+                float g = total<1>(scratch, SPLIT, threadIdx.x);
+                float u = total<1>(scratch + SPLIT * 128, SPLIT, threadIdx.x);
+                u16 y = float_to_half(pair_weights[pair] * swiglu(g, u, limit));
+                float sum = half_to_float(y);
+                for (int d = 8; d > 0; d /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, d);
+                size_t row = (size_t)pair * gate.rows;
+                if (first + (int)threadIdx.x / 16 < end) {
+                    hidden[row + 16 * tile + threadIdx.x % 16] = y;
+                    if (lane % 16 == 0) group_sums[row / 16 + group_sum_at(tile)] = float_to_half(sum);
+                }
+            }
+            __syncthreads();
         }
-        __syncthreads();
     }
 }
 
-// out[token][slot] = down·hidden for the pairs of the block's expert; the last blocks in y do
-// `shared`, whose results go to the slot after the routed ones.
+// out[token][slot] = down·hidden for the pairs of each expert; the shared expert's results go to
+// the slot after the routed ones.
 template <int TYPES>
 __device__ inline void down(
-    const Stack& w, const Groups& groups, const u16* hidden, float* out, int used, int n,
-    const Product* shared, const uint2* iq2_grid
+    const Stack& w, const Groups& groups, const u16* hidden, const u16* group_sums, float* out,
+    int used, int n, const Product& shared, const uint4* iq2_grid
 ) {
-    __shared__ uint2 grid[256];
+    __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
+    __shared__ float scratch[DECODE_WARPS * 128];
     launch_dependents();
-    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grid, iq2_grid);
-    float* scratch = (float*)dynamic_shared;
-    int shared_blocks = (n + 7) / 8, routed = gridDim.y - shared_blocks;
-    if ((int)blockIdx.y >= routed) {
-        if (TYPES & TYPE_BIT(IQ2_XXS)) __syncthreads();
+    if (TYPES & TYPE_BIT(IQ2_XXS)) {
+        load_grid(grids, iq2_grid);
+        __syncthreads();
+    }
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int tiles = w.rows / 16, block_tiles = DECODE_WARPS / SPLIT;
+    int expert_items = (tiles + block_tiles - 1) / block_tiles;
+    int shared_tiles = DECODE_WARPS / shared.split;
+    int shared_blocks = (tiles + shared_tiles - 1) / shared_tiles;
+    int shared_items = shared_blocks * ((n + 7) / 8);
+    if ((int)blockIdx.x < shared_items) {
+        int first = blockIdx.x / shared_blocks * 8;
         run_product<TYPES, 1>(
-            *shared, blockIdx.x, 8 * (blockIdx.y - routed), n, grid, scratch);
+            shared, blockIdx.x % shared_blocks, first, n, own_grid(grids), scratch);
         return;
     }
     wait_for_dependencies();
-    if (blockIdx.y >= *groups.active_count) return;
-    __syncthreads();
-    int expert = groups.active[blockIdx.y], warps = blockDim.x / WARP;
-    int start = groups.starts[expert], end = groups.starts[expert + 1];
-    for (int first = start; first < end; first += 8) {
-        u32 mine = groups.pairs[min(first + (int)threadIdx.x % WARP / 4, end - 1)];
-        Rows<1> rows = {{hidden + (size_t)mine * w.columns}, {nullptr}};
-        expert_tile<TYPES>(w, expert, rows, grid, scratch);
-        __syncthreads();
-        if (threadIdx.x < 128 && first + (int)threadIdx.x / 16 < end) {
-            u32 pair = groups.pairs[first + threadIdx.x / 16];
-            size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
-            out[slot * w.rows + 16 * blockIdx.x + threadIdx.x % 16] =
-                total<1>(scratch, warps, threadIdx.x);
+    int items = *groups.active_count * expert_items;
+    for (int item = blockIdx.x - shared_items; item < items; item += gridDim.x - shared_items) {
+        int expert = groups.active[item / expert_items];
+        int tile = item % expert_items * block_tiles + warp / SPLIT;
+        int start = groups.starts[expert], end = groups.starts[expert + 1];
+        for (int first = start; first < end; first += 8) {
+            u32 mine;
+            Rows<1> rows =
+                expert_rows(groups, hidden, w.columns, 1, group_sums, first, end, mine);
+            Sums<1> sums;
+            sums.clear();
+            multiply_tile_of<TYPES, 1>(
+                w.type, sums, w.weights, w.columns, expert * tiles + min(tile, tiles - 1),
+                warp % SPLIT, SPLIT, rows, own_grid(grids), lane, false, [] {});
+            gather_sums(sums, scratch, warp, lane);
+            __syncthreads();
+            int i = threadIdx.x % 128, half = threadIdx.x / 128;
+            int row = 16 * (tile - warp / SPLIT + half) + i % 16;
+            if (first + i / 16 < end && row < w.rows) {
+                u32 pair = groups.pairs[first + i / 16];
+                size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
+                out[slot * w.rows + row] = total<1>(scratch + half * SPLIT * 128, SPLIT, i);
+            }
+            __syncthreads();
         }
-        __syncthreads();
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
     Stack gate, Stack up, Groups groups, const float* pair_weights, const u16* x, u16* hidden,
-    int used, float limit, const uint2* iq2_grid
+    u16* group_sums, int used, float limit, const uint4* iq2_grid
 ) {
-    gate_up<TYPE_BIT(IQ2_XXS)>(gate, up, groups, pair_weights, x, hidden, used, limit, iq2_grid);
+    gate_up<TYPE_BIT(IQ2_XXS)>(
+        gate, up, groups, pair_weights, x, hidden, group_sums, used, limit, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) experts_gate_up_any(
     Stack gate, Stack up, Groups groups, const float* pair_weights, const u16* x, u16* hidden,
-    int used, float limit, const uint2* iq2_grid
+    u16* group_sums, int used, float limit, const uint4* iq2_grid
 ) {
-    gate_up<ANY_TYPE>(gate, up, groups, pair_weights, x, hidden, used, limit, iq2_grid);
+    gate_up<ANY_TYPE>(
+        gate, up, groups, pair_weights, x, hidden, group_sums, used, limit, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) experts_down_q2(
-    Stack w, Groups groups, const u16* hidden, float* out, int used, int n, const Product* shared,
-    const uint2* iq2_grid
+    Stack w, Groups groups, const u16* hidden, const u16* group_sums, float* out, int used, int n,
+    __grid_constant__ const Product shared, const uint4* iq2_grid
 ) {
-    down<TYPE_BIT(Q2_K) | TYPE_BIT(Q8_0)>(w, groups, hidden, out, used, n, shared, iq2_grid);
+    down<TYPE_BIT(Q2_K) | TYPE_BIT(Q8_0) | GROUP_SUMS>(w, groups, hidden, group_sums, out, used, n, shared, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
-    Stack w, Groups groups, const u16* hidden, float* out, int used, int n, const Product* shared,
-    const uint2* iq2_grid
+    Stack w, Groups groups, const u16* hidden, const u16* group_sums, float* out, int used, int n,
+    __grid_constant__ const Product shared, const uint4* iq2_grid
 ) {
-    down<ANY_TYPE>(w, groups, hidden, out, used, n, shared, iq2_grid);
+    down<ANY_TYPE>(w, groups, hidden, group_sums, out, used, n, shared, iq2_grid);
 }

@@ -100,15 +100,15 @@ struct Unit<Q8_0> {
         return step == 0 ? scales.x : step == 1 ? scales.y : step == 2 ? scales.z : scales.w;
     }
 
+    // Bytes are weights + 128.
     __device__ static inline void convert(u32 bytes, u32& low, u32& high) {
-        bytes_to_halves(bytes ^ 0x80808080, low, high);
-        // 1024 + 128 + weight.
+        bytes_to_halves(bytes, low, high);
         low = half2_sub(low, 0x64806480);
         high = half2_sub(high, 0x64806480);
     }
 
     // Weights without their scale.
-    __device__ inline Operands operands(int step, const uint2*, int) const {
+    __device__ inline Operands operands(int step, const uint4*, int) const {
         Operands o;
         uint4 w = weights[step];
         u32 p[4];
@@ -124,7 +124,7 @@ struct Unit<Q8_0> {
     __device__ inline RowPair factor(int step) const { return unpack_rows(step_scales(step)); }
 
     // Weights with their scale times WEIGHT_UNIT, rounded to half precision.
-    __device__ inline Operands scaled(int step, const uint2* grid, int lane) const {
+    __device__ inline Operands scaled(int step, const uint4* grid, int lane) const {
         Operands o = operands(step, grid, lane);
         RowPair f = factor(step);
         scale_rows(o, {WEIGHT_UNIT * f.low, WEIGHT_UNIT * f.high});
@@ -148,7 +148,7 @@ struct Unit<F16> {
         load_from(p.weights, units, tile, unit, lane);
     }
 
-    __device__ inline Operands operands(int step, const uint2*, int) const {
+    __device__ inline Operands operands(int step, const uint4*, int) const {
         Operands o;
         uint4 low = weights[step][0], high = weights[step][1];
         put_row(o, 0, low.x, low.y, low.z, low.w);
@@ -158,7 +158,7 @@ struct Unit<F16> {
 
     __device__ inline RowPair factor(int) const { return {1.0f, 1.0f}; }
 
-    __device__ inline Operands scaled(int step, const uint2* grid, int lane) const {
+    __device__ inline Operands scaled(int step, const uint4* grid, int lane) const {
         return operands(step, grid, lane);
     }
 };
@@ -166,6 +166,11 @@ struct Unit<F16> {
 // The larger halves; the smaller ones are another matrix, at `scales`.
 template <>
 struct Unit<F32> : Unit<F16> {};
+
+// The grid of IQ2_XXS in shared memory: eight halves an entry, each entry once for each of eight
+// neighbouring lanes, so that whatever they look up, they use different banks.
+#define GRID_ENTRIES 256
+#define GRID_COPIES 8
 
 // ---- IQ2_XXS: eight columns from a grid, with signs ---------------------------------------------
 
@@ -184,21 +189,19 @@ struct Unit<IQ2_XXS> {
         scales = ((const u32*)p.more_scales)[block * 8 + lane / 4];
     }
 
-    // Grid index in the low byte, signs of the eight columns in the high byte.
-    __device__ static inline void expand(u32 code, const uint2* grid, u32 (&p)[4]) {
-        uint2 magnitude = grid[code & 0xff];
-        u32 signs = code >> 8 & 0xff;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            u32 bytes = i ? magnitude.y : magnitude.x;
-            // The sign of each column in the top bit of its byte.
-            u32 s = ((signs >> 4 * i & 15) * 0x00204081 & 0x01010101) << 7;
-            u32 top = s ^ 0x64646464;
-            u32 low = __byte_perm(bytes, top, 0x5140), high = __byte_perm(bytes, top, 0x7362);
-            // ±(1024 + magnitude) ∓ 1024.
-            p[2 * i] = half2_sub(low, (low & 0x80008000) | 0x64006400);
-            p[2 * i + 1] = half2_sub(high, (high & 0x80008000) | 0x64006400);
-        }
+    // A code has the rows' grid indices in bytes 0 and 2. Bit 15 - i is the sign of column 2i of
+    // the first row, bit 31 - i that of column 2i + 1; those of the second row are 4 bits lower.
+    __device__ static inline void put(Operands& o, int row, u32 code, const uint4* grid) {
+        uint4 v = grid[(code >> 16 * row & 0xff) * GRID_COPIES];
+        u32 signs = code << 4 * row;
+        put_row(o, row, v.x ^ (signs & 0x80008000), v.y ^ (signs << 1 & 0x80008000),
+                v.z ^ (signs << 2 & 0x80008000), v.w ^ (signs << 3 & 0x80008000));
+    }
+
+    // 2·(four bits of the step) + 1, without a conversion: those are slow.
+    __device__ static inline float odd(u32 codes, int step) {
+        u32 twice = step == 0 ? codes << 1 : codes >> (4 * step - 1);
+        return __uint_as_float((twice & 0x1e) | 0x4b000001) - 8388608.0f;
     }
 
     __device__ inline u32 code(int step) const {
@@ -207,24 +210,19 @@ struct Unit<IQ2_XXS> {
         return i == 0 ? c.x : i == 1 ? c.y : i == 2 ? c.z : c.w;
     }
 
-    __device__ inline Operands operands(int step, const uint2* grid, int) const {
+    __device__ inline Operands operands(int step, const uint4* grid, int) const {
         Operands o;
-        u32 c = code(step), p[4];
-        expand(c, grid, p);
-        put_row(o, 0, p[0], p[1], p[2], p[3]);
-        expand(c >> 16, grid, p);
-        put_row(o, 1, p[0], p[1], p[2], p[3]);
+        put(o, 0, code(step), grid);
+        put(o, 1, code(step), grid);
         return o;
     }
 
     __device__ inline RowPair factor(int step) const {
         RowPair d = unpack_rows(scales);
-        float low = (float)(2 * (scale_codes.x >> 4 * step & 15) + 1);
-        float high = (float)(2 * (scale_codes.y >> 4 * step & 15) + 1);
-        return {0.125f * d.low * low, 0.125f * d.high * high};
+        return {0.125f * d.low * odd(scale_codes.x, step), 0.125f * d.high * odd(scale_codes.y, step)};
     }
 
-    __device__ inline Operands scaled(int step, const uint2* grid, int lane) const {
+    __device__ inline Operands scaled(int step, const uint4* grid, int lane) const {
         Operands o = operands(step, grid, lane);
         RowPair f = factor(step);
         scale_rows(o, {WEIGHT_UNIT * f.low, WEIGHT_UNIT * f.high});
@@ -233,18 +231,6 @@ struct Unit<IQ2_XXS> {
 };
 
 // ---- Q2_K and Q4_K: small integers times a group's scale, less its minimum ----------------------
-
-// Eight columns as d·scale·q − d_min·minimum; `q` come as halves 1024 + q.
-struct KRow {
-    u32 scale, offset;
-
-    // Exact: q times the integer scale.
-    __device__ static inline KRow whole(int scale) {
-        return {same_halves((float)scale), same_halves(-1024.0f * (float)scale)};
-    }
-
-    __device__ inline u32 apply(u32 q) const { return half2_fma(q, scale, offset); }
-};
 
 template <int TYPE>
 struct UnitK {
@@ -269,44 +255,48 @@ struct UnitK {
         scales = ((const uint2*)p.more_scales)[block * 8 + lane / 4];
     }
 
-    __device__ inline u32 byte_of(u32 low, u32 high, int i) const {
-        return (i < 4 ? low >> 8 * i : high >> 8 * (i - 4)) & 0xff;
-    }
-
-    // Scale and minimum of the step's group in row g + 8·`row`.
-    __device__ inline void group(int step, int row, int& scale, int& minimum) const {
+    // Scales or minima of the groups of four steps in row g + 8·`row`, as bytes.
+    __device__ inline u32 group_bytes(int step, int row, bool minima) const {
         if (TYPE == Q2_K) {
-            u32 b = row ? byte_of(groups[0].z, groups[0].w, step)
-                        : byte_of(groups[0].x, groups[0].y, step);
-            scale = b & 15;
-            minimum = b >> 4;
-        } else {
-            uint4 g = row ? groups[TYPE == Q2_K ? 0 : 1] : groups[0];
-            scale = byte_of(g.x, g.y, step);
-            minimum = byte_of(g.z, g.w, step);
+            u32 b = row ? (step < 4 ? groups[0].z : groups[0].w)
+                        : (step < 4 ? groups[0].x : groups[0].y);
+            return (minima ? b >> 4 : b) & 0x0f0f0f0f;
         }
+        const uint4& g = groups[TYPE == Q2_K ? 0 : row];
+        return minima ? (step < 4 ? g.z : g.w) : (step < 4 ? g.x : g.y);
     }
 
-    // Halves 1024 + q of eight columns.
-    __device__ inline void quants(int step, int row, u32 (&p)[4]) const {
+    // The step's scale or minimum, twice in halves; exact.
+    __device__ inline u32 group(int step, int row, bool minima) const {
+        u32 low, high;
+        bytes_to_halves(group_bytes(step, row, minima), low, high);
+        u32 pair = half2_sub(step % 4 < 2 ? low : high, 0x64006400);
+        return __byte_perm(pair, 0, step % 2 ? 0x3232 : 0x1010);
+    }
+
+    // Eight columns as halves 1024 + q·place, and 1 / place, twice in halves.
+    __device__ inline u32 quants(int step, int row, u32 (&p)[4]) const {
         uint4 w = weights[TYPE == Q2_K ? step / 4 : step / 2];
-        int shift = TYPE == Q2_K ? 2 * (step % 4) : 4 * (step % 2);
-        u32 mask = TYPE == Q2_K ? 0x03030303 : 0x0f0f0f0f;
-        u32 first = row ? w.z : w.x, second = row ? w.w : w.y;
-        bytes_to_halves(first >> shift & mask, p[0], p[1]);
-        bytes_to_halves(second >> shift & mask, p[2], p[3]);
+        int i = TYPE == Q2_K ? step % 4 : step % 2;
+        u32 mask = TYPE == Q2_K ? 0x03030303u << 2 * i : 0x0f0f0f0fu << 4 * i;
+        bytes_to_halves((row ? w.z : w.x) & mask, p[0], p[1]);
+        bytes_to_halves((row ? w.w : w.y) & mask, p[2], p[3]);
+        // 1, 1/4, 1/16, 1/64.
+        u32 inverse = 0x3c00 - (TYPE == Q2_K ? 0x0800 : 0x1000) * i;
+        return inverse | inverse << 16;
     }
 
-    __device__ inline Operands operands(int step, const uint2*, int) const {
+    // q times the group's scale; exact.
+    __device__ inline Operands operands(int step, const uint4*, int) const {
         Operands o;
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-            int scale, minimum;
-            group(step, row, scale, minimum);
-            KRow k = KRow::whole(scale);
             u32 p[4];
-            quants(step, row, p);
-            put_row(o, row, k.apply(p[0]), k.apply(p[1]), k.apply(p[2]), k.apply(p[3]));
+            u32 scale = half2_mul(group(step, row, false), quants(step, row, p));
+            u32 offset = half2_mul(scale, 0xe400e400);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) p[i] = half2_fma(p[i], scale, offset);
+            put_row(o, row, p[0], p[1], p[2], p[3]);
         }
         return o;
     }
@@ -316,12 +306,22 @@ struct UnitK {
         Operands o;
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-            int scale, minimum;
-            group(step, row, scale, minimum);
-            u32 m = same_halves((float)minimum);
+            u32 m = group(step, row, true);
             put_row(o, row, m, m, m, m);
         }
         return o;
+    }
+
+    // The minima of all of the unit's groups as an operand, in the order in which `GroupSums` has
+    // the activations' sums: lane t has those of steps 4·(t % 2) … with its own scales.
+    __device__ inline void all_minima(int lane, u32 (&a)[4]) const {
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            u32 low, high;
+            bytes_to_halves(group_bytes(lane % 2 * 4, row, true), low, high);
+            a[row] = half2_sub(low, 0x64006400);
+            a[row + 2] = half2_sub(high, 0x64006400);
+        }
     }
 
     __device__ inline RowPair factor(int) const {
@@ -332,17 +332,16 @@ struct UnitK {
         return {half_to_float((u16)(scales.x >> 16)), half_to_float((u16)(scales.y >> 16))};
     }
 
-    __device__ inline Operands scaled(int step, const uint2*, int) const {
+    __device__ inline Operands scaled(int step, const uint4*, int) const {
         Operands o;
         RowPair d = factor(step), d_min = minimum_factor();
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-            int scale, minimum;
-            group(step, row, scale, minimum);
-            u32 a = same_halves(WEIGHT_UNIT * (row ? d.high : d.low) * (float)scale);
-            u32 b = same_halves(-WEIGHT_UNIT * (row ? d_min.high : d_min.low) * (float)minimum);
             u32 p[4];
-            quants(step, row, p);
+            u32 a = half2_mul(group(step, row, false), quants(step, row, p));
+            a = half2_mul(a, same_halves(WEIGHT_UNIT * (row ? d.high : d.low)));
+            u32 b = half2_mul(group(step, row, true),
+                              same_halves(-WEIGHT_UNIT * (row ? d_min.high : d_min.low)));
 #pragma unroll
             for (int i = 0; i < 4; ++i) p[i] = half2_fma(half2_sub(p[i], 0x64006400), a, b);
             put_row(o, row, p[0], p[1], p[2], p[3]);
@@ -385,7 +384,7 @@ struct Unit<MXFP4> {
         return step % 2 == 0 ? (row ? w.y : w.x) : (row ? w.w : w.z);
     }
 
-    __device__ inline Operands operands(int step, const uint2*, int) const {
+    __device__ inline Operands operands(int step, const uint4*, int) const {
         Operands o;
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
@@ -409,7 +408,7 @@ struct Unit<MXFP4> {
         return {power(pair & 0xff), power(pair >> 8 & 0xff)};
     }
 
-    __device__ inline Operands scaled(int step, const uint2* grid, int lane) const {
+    __device__ inline Operands scaled(int step, const uint4* grid, int lane) const {
         Operands o = operands(step, grid, lane);
         RowPair f = factor(step);
         scale_rows(o, {WEIGHT_UNIT * f.low, WEIGHT_UNIT * f.high});
@@ -418,6 +417,11 @@ struct Unit<MXFP4> {
 };
 
 // Every thread of the block copies its part of the IQ2 grid to shared memory.
-__device__ inline void load_grid(uint2* to, const uint2* grid) {
-    for (int i = threadIdx.x; i < 256; i += blockDim.x) to[i] = grid[i];
+__device__ inline void load_grid(uint4* to, const uint4* grid) {
+    for (int i = threadIdx.x; i < GRID_ENTRIES * GRID_COPIES; i += blockDim.x) {
+        to[i] = grid[i / GRID_COPIES];
+    }
 }
+
+// The copy of the grid that is this lane's own.
+__device__ inline const uint4* own_grid(const uint4* grid) { return grid + threadIdx.x % GRID_COPIES; }

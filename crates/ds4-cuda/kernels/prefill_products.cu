@@ -53,7 +53,7 @@ struct BlockSums {
 template <int TYPE, int PARTS, int TOKENS>
 __device__ inline void multiply_block(
     BlockSums<PARTS, TOKENS>& sums, const Planes (&w)[PARTS], const int (&tile)[PARTS], int columns,
-    const Batch& b, int passes, uint4* shared, const uint2* grid
+    const Batch& b, int passes, uint4* shared, const uint4* grid
 ) {
     constexpr int STEPS = unit_steps(TYPE);
     int lane = threadIdx.x % WARP, active = (b.count + 7) / 8;
@@ -112,7 +112,7 @@ __device__ inline void multiply_block(
 template <int TYPES, int PARTS, int TOKENS>
 __device__ inline void multiply_block_of(
     int type, BlockSums<PARTS, TOKENS>& sums, const Planes (&w)[PARTS], const int (&tile)[PARTS],
-    int columns, const Batch& b, int passes, uint4* shared, const uint2* grid
+    int columns, const Batch& b, int passes, uint4* shared, const uint4* grid
 ) {
 #pragma unroll
     for (int p = 0; p < PARTS; ++p) {
@@ -163,12 +163,13 @@ __device__ inline void each_sum(const BlockSums<PARTS, TOKENS>&, int count, Put 
 // a pair). Rows of the step from `first_row` to `end_row`.
 template <int TYPES>
 __device__ inline void dense(
-    const Product* products, int count, int first_row, int end_row, const uint2* iq2_grid
+    const Product* products, int count, int first_row, int end_row, const uint4* iq2_grid
 ) {
     __shared__ u32 rows[8 * DENSE_TOKENS];
-    __shared__ uint2 grid[256];
+    __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
+    const uint4* grid = own_grid(grids);
     launch_dependents();
-    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grid, iq2_grid);
+    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, iq2_grid);
     int which = 0, warp = threadIdx.x / WARP;
     while (which + 1 < count && products[which + 1].first_block <= blockIdx.y) ++which;
     const Product& p = products[which];
@@ -208,13 +209,13 @@ __device__ inline void dense(
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_products(
-    const Product* products, int count, int first_row, int end_row, const uint2* iq2_grid
+    const Product* products, int count, int first_row, int end_row, const uint4* iq2_grid
 ) {
     dense<DENSE_TYPES>(products, count, first_row, end_row, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_products_any(
-    const Product* products, int count, int first_row, int end_row, const uint2* iq2_grid
+    const Product* products, int count, int first_row, int end_row, const uint4* iq2_grid
 ) {
     dense<ANY_TYPE>(products, count, first_row, end_row, iq2_grid);
 }
@@ -230,12 +231,13 @@ template <int TYPES>
 __device__ inline void prefill_gate_up(
     const Stack& gate, const Stack& up, const Groups& groups, const uint2* tiles,
     const u32* tile_count, const float* pair_weights, const u16* x, u16* hidden, int used,
-    float limit, const uint2* iq2_grid
+    float limit, const uint4* iq2_grid
 ) {
     __shared__ u32 rows[8 * EXPERT_TOKENS];
-    __shared__ uint2 grid[256];
+    __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
+    const uint4* grid = own_grid(grids);
     launch_dependents();
-    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grid, iq2_grid);
+    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, iq2_grid);
     wait_for_dependencies();
     if (blockIdx.y >= *tile_count) return;
     int expert = tiles[blockIdx.y].x, first = tiles[blockIdx.y].y;
@@ -273,12 +275,13 @@ __device__ inline void prefill_gate_up(
 template <int TYPES>
 __device__ inline void prefill_down(
     const Stack& w, const Groups& groups, const uint2* tiles, const u32* tile_count,
-    const u16* hidden, float* out, int used, const uint2* iq2_grid
+    const u16* hidden, float* out, int used, const uint4* iq2_grid
 ) {
     __shared__ u32 rows[8 * EXPERT_TOKENS];
-    __shared__ uint2 grid[256];
+    __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
+    const uint4* grid = own_grid(grids);
     launch_dependents();
-    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grid, iq2_grid);
+    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, iq2_grid);
     wait_for_dependencies();
     if (blockIdx.y >= *tile_count) return;
     int expert = tiles[blockIdx.y].x, first = tiles[blockIdx.y].y;
@@ -313,7 +316,7 @@ __device__ inline void prefill_down(
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_gate_up_q2(
     Stack gate, Stack up, Groups groups, const uint2* tiles, const u32* tile_count,
     const float* pair_weights, const u16* x, u16* hidden, int used, float limit,
-    const uint2* iq2_grid
+    const uint4* iq2_grid
 ) {
     prefill_gate_up<TYPE_BIT(IQ2_XXS)>(
         gate, up, groups, tiles, tile_count, pair_weights, x, hidden, used, limit, iq2_grid);
@@ -322,7 +325,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_gate_up_q2
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_gate_up_any(
     Stack gate, Stack up, Groups groups, const uint2* tiles, const u32* tile_count,
     const float* pair_weights, const u16* x, u16* hidden, int used, float limit,
-    const uint2* iq2_grid
+    const uint4* iq2_grid
 ) {
     prefill_gate_up<ANY_TYPE>(
         gate, up, groups, tiles, tile_count, pair_weights, x, hidden, used, limit, iq2_grid);
@@ -330,14 +333,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_gate_up_an
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_down_q2(
     Stack w, Groups groups, const uint2* tiles, const u32* tile_count, const u16* hidden,
-    float* out, int used, const uint2* iq2_grid
+    float* out, int used, const uint4* iq2_grid
 ) {
     prefill_down<TYPE_BIT(Q2_K)>(w, groups, tiles, tile_count, hidden, out, used, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_down_any(
     Stack w, Groups groups, const uint2* tiles, const u32* tile_count, const u16* hidden,
-    float* out, int used, const uint2* iq2_grid
+    float* out, int used, const uint4* iq2_grid
 ) {
     prefill_down<ANY_TYPE>(w, groups, tiles, tile_count, hidden, out, used, iq2_grid);
 }

@@ -13,7 +13,16 @@ struct Rows {
     const u16* high[TOKENS];
     // What rounding to halves left over, or null.
     const u16* low[TOKENS];
+    // Sums of each 16 columns (see `group_sum_at`), or null: some formats can use them.
+    const u16* group_sums[TOKENS];
 };
+
+// Where the sum of columns 16·group … belongs among those of 256, so that lanes find theirs side
+// by side: group 2·step + half goes to lane 2·half + step / 4, whose groups are 4 of the 16.
+__device__ inline int group_sum_at(int group) {
+    int step = group % 16 / 2, half = group % 2;
+    return group / 16 * 16 + (2 * half + step / 4) * 4 + step % 4;
+}
 
 template <int TOKENS>
 struct Sums {
@@ -35,58 +44,94 @@ __device__ inline void multiply_step(float (&d)[4], const Operands& o, const u16
     mma(d, o.a[1], b.z, b.w);
 }
 
-template <int TYPE, int TOKENS>
-__device__ inline void multiply_unit(
-    Sums<TOKENS>& sums, const Unit<TYPE>& w, const Rows<TOKENS>& x, int column, const uint2* grid,
-    int lane, bool exact
+// Which of a lane's activations belong to a step.
+__device__ inline int lane_column(int column, int step, int lane) {
+    return column + 32 * step + 8 * (lane % 4);
+}
+
+template <int TOKENS>
+__device__ inline void add_scaled(Sums<TOKENS>& sums, int n, const float (&d)[4], RowPair f) {
+    sums.at[n][0] += f.low * d[0];
+    sums.at[n][1] += f.low * d[1];
+    sums.at[n][2] += f.high * d[2];
+    sums.at[n][3] += f.high * d[3];
+}
+
+// Formats whose groups have a minimum: integers times group scales first, the block's factors last.
+// With SUMS the minima are multiplied with `group_sums`.
+template <int TYPE, int TOKENS, bool SUMS>
+__device__ inline void multiply_unit_k(
+    Sums<TOKENS>& sums, const Unit<TYPE>& w, const Rows<TOKENS>& x, int column, int lane, bool exact
 ) {
+    RowPair f = w.factor(0), f_min = w.minimum_factor();
+    f_min = {-f_min.low, -f_min.high};
 #pragma unroll
-    for (int s = 0; s < unit_steps(TYPE); ++s) {
-        Operands o = w.operands(s, grid, lane);
-        RowPair f = w.factor(s);
-        int at = column + 32 * s + 8 * (lane % 4);
+    for (int n = 0; n < TOKENS; ++n) {
+        float d[4] = {0.0f, 0.0f, 0.0f, 0.0f}, m[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-        for (int n = 0; n < TOKENS; ++n) {
-            float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        for (int s = 0; s < unit_steps(TYPE); ++s) {
+            Operands o = w.operands(s, nullptr, lane);
+            int at = lane_column(column, s, lane);
             multiply_step(d, o, x.high[n] + at);
             if (exact) multiply_step(d, o, x.low[n] + at);
-            sums.at[n][0] += f.low * d[0];
-            sums.at[n][1] += f.low * d[1];
-            sums.at[n][2] += f.high * d[2];
-            sums.at[n][3] += f.high * d[3];
+            if constexpr (!SUMS) {
+                Operands minima = w.minima(s);
+                multiply_step(m, minima, x.high[n] + at);
+                if (exact) multiply_step(m, minima, x.low[n] + at);
+            }
         }
-        if constexpr (TYPE == Q2_K || TYPE == Q4_K) {
-            Operands m = w.minima(s);
-            RowPair f = w.minimum_factor();
+        if constexpr (SUMS) {
+            u32 a[4];
+            w.all_minima(lane, a);
+            uint2 b = *(const uint2*)(x.group_sums[n] + column / 16 + 4 * (lane % 4));
+            mma(m, a, b.x, b.y);
+        }
+        add_scaled(sums, n, d, f);
+        add_scaled(sums, n, m, f_min);
+    }
+}
+
+template <int TYPE, int TOKENS, bool SUMS>
+__device__ inline void multiply_unit(
+    Sums<TOKENS>& sums, const Unit<TYPE>& w, const Rows<TOKENS>& x, int column, const uint4* grid,
+    int lane, bool exact
+) {
+    if constexpr (TYPE == Q2_K || TYPE == Q4_K) {
+        multiply_unit_k<TYPE, TOKENS, SUMS>(sums, w, x, column, lane, exact);
+    } else {
+#pragma unroll
+        for (int s = 0; s < unit_steps(TYPE); ++s) {
+            Operands o = w.operands(s, grid, lane);
+            int at = lane_column(column, s, lane);
 #pragma unroll
             for (int n = 0; n < TOKENS; ++n) {
                 float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-                multiply_step(d, m, x.high[n] + at);
-                if (exact) multiply_step(d, m, x.low[n] + at);
-                sums.at[n][0] -= f.low * d[0];
-                sums.at[n][1] -= f.low * d[1];
-                sums.at[n][2] -= f.high * d[2];
-                sums.at[n][3] -= f.high * d[3];
+                multiply_step(d, o, x.high[n] + at);
+                if (exact) multiply_step(d, o, x.low[n] + at);
+                add_scaled(sums, n, d, w.factor(s));
             }
         }
     }
 }
 
-// Adds the products of units `first`, `first + stride`, … of a tile. The first unit is loaded
-// before `ready` is called, which waits for the activations.
-template <int TYPE, int TOKENS, typename Ready>
+// Adds the products of units `first`, `first + stride`, … of a tile. Two units are on their way
+// at any time, the first two before `ready` is called, which waits for the activations.
+template <int TYPE, int TOKENS, bool SUMS, typename Ready>
 __device__ inline void multiply_tile(
     Sums<TOKENS>& sums, const Planes& w, int units, int tile, int first, int stride,
-    const Rows<TOKENS>& x, const uint2* grid, int lane, bool exact, Ready ready
+    const Rows<TOKENS>& x, const uint4* grid, int lane, bool exact, Ready ready
 ) {
-    Unit<TYPE> next;
-    if (first < units) next.load(w, units, tile, first, lane);
+    constexpr int COLUMNS = unit_steps(TYPE) * 32;
+    Unit<TYPE> even, odd;
+    if (first < units) even.load(w, units, tile, first, lane);
+    if (first + stride < units) odd.load(w, units, tile, first + stride, lane);
     ready();
-    for (int u = first; u < units; u += stride) {
-        Unit<TYPE> unit = next;
-        if (u + stride < units) next.load(w, units, tile, u + stride, lane);
-        multiply_unit<TYPE, TOKENS>(
-            sums, unit, x, u * unit_steps(TYPE) * 32, grid, lane, exact);
+    for (int u = first; u < units; u += 2 * stride) {
+        multiply_unit<TYPE, TOKENS, SUMS>(sums, even, x, u * COLUMNS, grid, lane, exact);
+        if (u + 2 * stride < units) even.load(w, units, tile, u + 2 * stride, lane);
+        if (u + stride >= units) break;
+        multiply_unit<TYPE, TOKENS, SUMS>(sums, odd, x, (u + stride) * COLUMNS, grid, lane, exact);
+        if (u + 3 * stride < units) odd.load(w, units, tile, u + 3 * stride, lane);
     }
 }
 
@@ -94,18 +139,20 @@ __device__ inline void multiply_tile(
 template <int TOKENS, typename Ready>
 __device__ inline void multiply_tile_f32(
     Sums<TOKENS>& sums, const Planes& w, int units, int tile, int first, int stride,
-    const Rows<TOKENS>& x, const uint2* grid, int lane, bool exact, Ready ready
+    const Rows<TOKENS>& x, const uint4* grid, int lane, bool exact, Ready ready
 ) {
     Planes rest = {(const uint4*)w.scales, nullptr, nullptr};
-    multiply_tile<F16, TOKENS>(
+    multiply_tile<F16, TOKENS, false>(
         sums, w, units, tile, first, stride, x, grid, lane, exact, ready);
-    multiply_tile<F16, TOKENS>(
+    multiply_tile<F16, TOKENS, false>(
         sums, rest, units, tile, first, stride, x, grid, lane, false, [] {});
 }
 
 // Sets of weight types that a kernel is built for: the fewer, the fewer registers it needs.
 #define TYPE_BIT(TYPE) (1 << (TYPE))
 #define ANY_TYPE ((1 << WEIGHT_TYPES) - 1)
+// Not a type: activations come with `group_sums`.
+#define GROUP_SUMS (1 << WEIGHT_TYPES)
 // What attention and other dense matrices are stored in.
 #define DENSE_TYPES (TYPE_BIT(Q8_0) | TYPE_BIT(F16))
 
@@ -113,13 +160,13 @@ __device__ inline void multiply_tile_f32(
 template <int TYPES, int TOKENS, typename Ready>
 __device__ inline void multiply_tile_of(
     int type, Sums<TOKENS>& sums, const Planes& w, int columns, int tile, int first, int stride,
-    const Rows<TOKENS>& x, const uint2* grid, int lane, bool exact, Ready ready
+    const Rows<TOKENS>& x, const uint4* grid, int lane, bool exact, Ready ready
 ) {
     int steps = columns / 32;
 #define CASE(TYPE)                                                                           \
     if constexpr ((TYPES & TYPE_BIT(TYPE)) != 0) {                                           \
         if (type == TYPE) {                                                                  \
-            multiply_tile<TYPE, TOKENS>(                                                     \
+            multiply_tile<TYPE, TOKENS, (TYPES & GROUP_SUMS) != 0>(                          \
                 sums, w, steps / unit_steps(TYPE), tile, first, stride, x, grid, lane, exact, \
                 ready);                                                                      \
         }                                                                                    \
@@ -209,20 +256,26 @@ struct Product {
     int out_stride;
     // Tile of the matrix that the product's first row is in.
     int first_tile;
+    // Decoding: warps that share a tile, a power of two up to 8.
+    int split;
     // Of the SwiGLU pair, if there is an `up`.
     float limit;
     // If not null and 0, nobody needs the results of this step.
     const u32* needed;
 };
 
-// One tile of a product for rows `first` … of `n`, by all warps of the block. `scratch` holds
-// 128·TOKENS floats per warp, twice as many for a pair.
+// Warps of a block that decodes.
+#define DECODE_WARPS 8
+
+// Tiles of a product for rows `first` … of `n`, as many as the block's warps have: `block` counts
+// those blocks. `scratch` holds 128·TOKENS floats per warp, twice as many for a pair.
 template <int TYPES, int TOKENS>
 __device__ inline void run_product(
-    const Product& p, int tile, int first, int n, const uint2* grid, float* scratch
+    const Product& p, int block, int first, int n, const uint4* grid, float* scratch
 ) {
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    int row = 16 * tile;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int split = p.split, block_tiles = DECODE_WARPS / split, tiles = (p.rows + 15) / 16;
+    int tile = min(block * block_tiles + warp / split, tiles - 1) + p.first_tile;
     Rows<TOKENS> x;
     bool exact = p.x_low != nullptr;
 #pragma unroll
@@ -230,27 +283,30 @@ __device__ inline void run_product(
         size_t at = (size_t)min(first + 8 * i + lane / 4, n - 1) * p.x_stride;
         x.high[i] = p.x + at;
         x.low[i] = exact ? p.x_low + at : nullptr;
+        x.group_sums[i] = nullptr;
     }
     Sums<TOKENS> sums;
     sums.clear();
     auto ready = [] { wait_for_dependencies(); };
     multiply_tile_of<TYPES, TOKENS>(
-        p.type, sums, p.weights, p.columns, p.first_tile + tile, warp, warps, x, grid, lane, exact, ready);
+        p.type, sums, p.weights, p.columns, tile, warp % split, split, x, grid, lane, exact, ready);
     gather_sums(sums, scratch, warp, lane);
-    float* scratch_up = scratch + warps * 128 * TOKENS;
+    float* scratch_up = scratch + DECODE_WARPS * 128 * TOKENS;
     if (p.up.weights) {
         sums.clear();
         multiply_tile_of<TYPES, TOKENS>(
-            p.type, sums, p.up, p.columns, p.first_tile + tile, warp, warps, x, grid, lane, exact, [] {});
+            p.type, sums, p.up, p.columns, tile, warp % split, split, x, grid, lane, exact, [] {});
         gather_sums(sums, scratch_up, warp, lane);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < 128 * TOKENS; i += blockDim.x) {
-        int token = first + i / 16, r = row + i % 16;
-        if (token >= n || r >= p.rows) continue;
-        float y = total<TOKENS>(scratch, warps, i);
-        if (p.up.weights) y = swiglu(y, total<TOKENS>(scratch_up, warps, i), p.limit);
-        size_t at = (size_t)token * p.out_stride + r;
+    for (int i = threadIdx.x; i < block_tiles * 128 * TOKENS; i += DECODE_WARPS * WARP) {
+        int local = i / (128 * TOKENS), pair = i % (128 * TOKENS);
+        int token = first + pair / 16, row = (block * block_tiles + local) * 16 + pair % 16;
+        if (token >= n || row >= p.rows) continue;
+        size_t from = local * split * 128 * TOKENS;
+        float y = total<TOKENS>(scratch + from, split, pair);
+        if (p.up.weights) y = swiglu(y, total<TOKENS>(scratch_up + from, split, pair), p.limit);
+        size_t at = (size_t)token * p.out_stride + row;
         if (p.out) p.out[at] = y;
         if (p.out_half) p.out_half[at] = float_to_half(y);
     }

@@ -30,9 +30,11 @@ __device__ inline void repack_q8_0(const TileRows& from, Planes& to, size_t unit
     u32 scales[4];
     for (int s = 0; s < 4; ++s) {
         size_t block = (size_t)(4 * at + s) * 34;
-        uint2 low = eight_bytes(from.row(g), block + 2 + 8 * t);
-        uint2 high = eight_bytes(from.row(g + 8), block + 2 + 8 * t);
-        ((uint4*)to.weights)[unit * 128 + 32 * s + lane] = both_rows(low, high);
+        uint4 w = both_rows(eight_bytes(from.row(g), block + 2 + 8 * t),
+                            eight_bytes(from.row(g + 8), block + 2 + 8 * t));
+        // Weights + 128.
+        ((uint4*)to.weights)[unit * 128 + 32 * s + lane] = make_uint4(
+            w.x ^ 0x80808080, w.y ^ 0x80808080, w.z ^ 0x80808080, w.w ^ 0x80808080);
         const u8 *a = from.row(g), *b = from.row(g + 8);
         scales[s] = (a ? read16(a + block) : 0) | (b ? read16(b + block) : 0) << 16;
     }
@@ -86,7 +88,11 @@ __device__ inline void repack_iq2_xxs(
             u32 grid = read32(block + 2 + 8 * s), rest = read32(block + 6 + 8 * s);
             u32 signs = rest >> 7 * t & 127;
             signs |= (__popc(signs) & 1) << 7;
-            codes[s] |= ((grid >> 8 * t & 0xff) | signs << 8) << 16 * r;
+            codes[s] |= (grid >> 8 * t & 0xff) << 16 * r;
+            for (int i = 0; i < 4; ++i) {
+                codes[s] |= (signs >> 2 * i & 1) << (15 - 4 * r - i);
+                codes[s] |= (signs >> (2 * i + 1) & 1) << (31 - 4 * r - i);
+            }
             scales[r] |= (rest >> 28) << 4 * s;
         }
     }

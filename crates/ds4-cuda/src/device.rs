@@ -66,13 +66,9 @@ pub struct Buffer<T> {
 }
 
 /// One kernel argument.
-#[derive(Clone, Copy)]
 pub struct Arg {
-    words: [u64; ARG_WORDS],
+    words: Vec<u64>,
 }
-
-/// The largest argument: a description of the step's rows.
-const ARG_WORDS: usize = 5;
 
 impl Device {
     /// Opens device `index` and loads the kernels, compiling them unless they are in the cache.
@@ -529,9 +525,9 @@ macro_rules! args {
 pub(crate) use args;
 
 impl Arg {
-    /// A plain value of at most 40 bytes, as the kernel declares it.
+    /// A plain value, as the kernel declares it.
     pub fn value<T: Pod>(value: T) -> Arg {
-        let mut words = [0u64; ARG_WORDS];
+        let mut words = vec![0u64; size_of::<T>().div_ceil(size_of::<u64>())];
         bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..size_of::<T>()]
             .copy_from_slice(bytemuck::bytes_of(&value));
         Arg { words }

@@ -1,9 +1,10 @@
 //! Dense matrix products: several matrices in one launch.
 
+use bytemuck::Zeroable;
 use ds4_engine::backend::StageResult;
 
 use crate::{
-    device::{Buffer, Device, Pointer, args},
+    device::{Arg, Buffer, Device, Pointer, args},
     weights::{DeviceMatrix, Planes, TILE},
 };
 
@@ -25,7 +26,9 @@ pub(crate) struct Product {
     x_stride: i32,
     out_stride: i32,
     first_tile: i32,
+    split: i32,
     limit: f32,
+    padding: i32,
     needed: Pointer,
 }
 
@@ -67,7 +70,9 @@ impl Product {
             x_stride: input.stride as i32,
             out_stride: m.rows as i32,
             first_tile: 0,
+            split: split(m) as i32,
             limit: 0.0,
+            padding: 0,
             needed: Pointer::NULL,
         }
     }
@@ -103,24 +108,38 @@ impl Product {
         Product { needed, ..self }
     }
 
+    /// Rows of a block that decodes.
+    fn decode_rows(&self) -> usize {
+        DECODE_WARPS / self.split as usize * TILE
+    }
+
     fn is_pair(&self) -> bool {
         self.up != Planes::NONE
     }
 }
 
+/// Warps that share a tile when few activation rows are multiplied: as many as it takes to keep the
+/// memory busy with this matrix alone.
+fn split(m: &DeviceMatrix) -> usize {
+    const WARPS: usize = 2048;
+    (WARPS / m.rows.div_ceil(TILE)).clamp(1, DECODE_WARPS).next_power_of_two().min(DECODE_WARPS)
+}
+
 /// Weight rows of a block when many activation rows are multiplied.
 const PREFILL_ROWS: usize = 128;
-/// Threads of a block that decodes.
-const DECODE_THREADS: usize = 256;
-/// Bytes of shared memory for each warp's results, per eight activation rows.
-const DECODE_SHARED: usize = 128 * size_of::<f32>();
+/// Warps of a block that decodes.
+pub(crate) const DECODE_WARPS: usize = 8;
+/// Bytes of shared memory for a block's results, per eight activation rows.
+const DECODE_SHARED: usize = DECODE_WARPS * 128 * size_of::<f32>();
+/// Products that fit a launch's arguments; mirrors `ProductList` in kernels/decode_products.cu.
+const MOST_PRODUCTS: usize = 12;
 
 /// Products that are launched together.
 pub(crate) struct Products {
-    decode: Buffer<Product>,
+    /// Launches of a few products each, and their blocks.
+    decode: Vec<(Vec<Product>, usize)>,
     prefill: Buffer<Product>,
     count: usize,
-    decode_blocks: usize,
     prefill_blocks: usize,
     /// Whether the kernels for dense types do.
     dense: bool,
@@ -131,7 +150,7 @@ impl Products {
     pub fn new(device: &Device, products: Vec<Product>) -> StageResult<Products> {
         let dense = products.iter().all(|p| p.ty == 0 || p.ty == 1);
         let pairs = products.iter().any(Product::is_pair);
-        let place = |rows: fn(&Product) -> usize| {
+        let place = |products: &[Product], rows: fn(&Product) -> usize| {
             let mut blocks = 0;
             let placed = products.iter().map(|p| {
                 let first_block = blocks as i32;
@@ -141,23 +160,23 @@ impl Products {
             let placed: Vec<_> = placed.collect();
             (placed, blocks)
         };
-        let (decode, decode_blocks) = place(|_| TILE);
+        let decode = products.chunks(MOST_PRODUCTS);
+        let decode = decode.map(|some| place(some, Product::decode_rows)).collect();
         let (prefill, prefill_blocks) =
-            place(|p| if p.is_pair() { PREFILL_ROWS / 2 } else { PREFILL_ROWS });
+            place(&products, |p| if p.is_pair() { PREFILL_ROWS / 2 } else { PREFILL_ROWS });
         Ok(Products {
-            decode: device.buffer(&decode)?,
+            decode,
             prefill: device.buffer(&prefill)?,
             count: products.len(),
-            decode_blocks,
             prefill_blocks,
             dense,
             pairs,
         })
     }
 
-    /// The first product as decoding kernels see it.
-    pub fn pointer(&self) -> Pointer {
-        self.decode.pointer()
+    /// The only product, and the blocks that it takes for every eight rows that are decoded.
+    pub fn only(&self) -> (Product, usize) {
+        (self.decode[0].0[0], self.decode[0].1)
     }
 
     /// Multiplies rows 0 to `decode` one way and those up to `rows` the other.
@@ -179,14 +198,19 @@ impl Products {
             17..=32 => ("decode_products_32", 4),
             _ => ("decode_products_64", 8),
         };
-        let shared = DECODE_THREADS / 32 * DECODE_SHARED * eights * (1 + usize::from(self.pairs));
-        device.launch(
-            kernel,
-            [self.decode_blocks, rows.div_ceil(8 * eights), 1],
-            DECODE_THREADS,
-            shared,
-            args![self.decode.pointer(), self.count, rows, grid],
-        )
+        let shared = DECODE_SHARED * eights * (1 + usize::from(self.pairs));
+        for (products, blocks) in &self.decode {
+            let mut list = [Product::zeroed(); MOST_PRODUCTS];
+            list[..products.len()].copy_from_slice(products);
+            device.launch(
+                kernel,
+                [*blocks, rows.div_ceil(8 * eights), 1],
+                32 * DECODE_WARPS,
+                shared,
+                args![Arg::value(list), products.len(), rows, grid],
+            )?;
+        }
+        Ok(())
     }
 
     /// Multiplies rows `first` to `end` the way that suits many.

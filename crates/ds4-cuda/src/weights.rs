@@ -10,6 +10,7 @@ use ds4_model::{
     weights::{self, ExpertStack, Matrix, Routing, TensorData},
 };
 use gguf::TensorType;
+use half::f16;
 use rayon::prelude::*;
 
 use crate::{
@@ -167,8 +168,8 @@ pub(crate) struct Weights {
     pub output_hc: HyperConnection,
     pub output_norm: Buffer<f32>,
     pub output: DeviceMatrix,
-    /// The grid of IQ2_XXS.
-    pub iq2_grid: Buffer<u64>,
+    /// The grid of IQ2_XXS in halves.
+    pub iq2_grid: Buffer<[u16; 8]>,
 }
 
 impl Weights {
@@ -210,7 +211,7 @@ impl Weights {
             output_hc: loader.hyper_connection(&w.output_hc)?,
             output_norm: device.buffer(&w.output_norm)?,
             output: loader.matrix(&w.output)?,
-            iq2_grid: device.buffer(&gguf::IQ2_XXS_GRID)?,
+            iq2_grid: device.buffer(&iq2_grid())?,
         };
         device.synchronize()?;
         Ok(weights)
@@ -269,6 +270,11 @@ fn stacks(layer: &weights::LayerWeights) -> [(&'static str, &ExpertStack); 3] {
 fn flat(stack: &ExpertStack) -> Matrix {
     let rows = stack.experts * stack.rows;
     Matrix { ty: stack.ty, rows, cols: stack.cols, data: stack.data.clone() }
+}
+
+fn iq2_grid() -> Vec<[u16; 8]> {
+    let halves = |entry: &u64| entry.to_le_bytes().map(|m| f16::from_f32(m.into()).to_bits());
+    gguf::IQ2_XXS_GRID.iter().map(halves).collect()
 }
 
 fn layout(m: &Matrix) -> Result<(WeightType, [usize; 3]), Error> {

@@ -7,7 +7,7 @@ use ds4_model::config::Config;
 
 use crate::{
     device::{Arg, Buffer, Device, Pointer, args},
-    products::Products,
+    products::{DECODE_WARPS, Products},
     step::StepPointers,
     weights::{DeviceMatrix, Experts, Planes, TILE, WeightType},
 };
@@ -22,7 +22,8 @@ const GROUP_THREADS: usize = 512;
 const GROUP_BLOCKS: usize = 128;
 /// Warps of a block that routes, one row each.
 const ROUTE_WARPS: usize = 8;
-const DECODE_THREADS: usize = 256;
+/// Blocks that a device keeps busy with, at the least.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
 
 /// Buffers of the experts for `n` rows.
 pub struct Scratch {
@@ -34,6 +35,8 @@ pub struct Scratch {
     groups: [GroupBuffers; 2],
     /// Hidden layers of the routed experts `[n, used, width]`, by pair.
     hidden: Buffer<u16>,
+    /// Sums of each 16 of its columns.
+    group_sums: Buffer<u16>,
     /// Hidden layer of the shared expert `[n, width]`.
     pub shared_hidden: Buffer<u16>,
 }
@@ -80,6 +83,7 @@ impl Scratch {
                 GroupBuffers::new(device, experts, n * used)?,
             ],
             hidden: device.alloc(n * used * config.expert_width)?,
+            group_sums: device.alloc((n * used * config.expert_width).div_ceil(16))?,
             shared_hidden: device.alloc(n * config.expert_width)?,
         })
     }
@@ -192,13 +196,13 @@ impl ExpertStage<'_> {
         let (rows, used) = (self.decode_rows, config.experts_used);
         let groups = s.groups[0].pointers();
         let most = config.experts.min(rows * used);
-        let shared = DECODE_THREADS / 32 * 128 * size_of::<f32>();
-        let fast = w.gate.ty == WeightType::Iq2Xxs && w.up.ty == WeightType::Iq2Xxs;
+        let busy = BLOCKS_PER_MULTIPROCESSOR * self.device.multiprocessors();
+        let fast = w.gate.ty == WeightType::Iq2Xxs;
         self.device.launch(
             if fast { "experts_gate_up_q2" } else { "experts_gate_up_any" },
-            [config.expert_width / TILE, most, 1],
-            DECODE_THREADS,
-            2 * shared,
+            [busy.min(most * config.expert_width / TILE), 1, 1],
+            32 * DECODE_WARPS,
+            0,
             args![
                 Arg::value(self.stack(&w.gate)),
                 Arg::value(self.stack(&w.up)),
@@ -206,25 +210,28 @@ impl ExpertStage<'_> {
                 s.weights.pointer(),
                 x.pointer(),
                 s.hidden.pointer(),
+                s.group_sums.pointer(),
                 used,
                 limit,
                 self.grid
             ],
         )?;
         let fast = w.down.ty == WeightType::Q2K && w.shared_down.ty == WeightType::Q8_0;
+        let (shared, shared_blocks) = shared_down.only();
         self.device.launch(
             if fast { "experts_down_q2" } else { "experts_down_any" },
-            [config.hidden / TILE, most + rows.div_ceil(8), 1],
-            DECODE_THREADS,
-            shared,
+            [shared_blocks * rows.div_ceil(8) + busy.min(most * config.hidden / TILE), 1, 1],
+            32 * DECODE_WARPS,
+            0,
             args![
                 Arg::value(self.stack(&w.down)),
                 Arg::value(groups),
                 s.hidden.pointer(),
+                s.group_sums.pointer(),
                 y.pointer(),
                 used,
                 rows,
-                shared_down.pointer(),
+                Arg::value(shared),
                 self.grid
             ],
         )
@@ -236,7 +243,7 @@ impl ExpertStage<'_> {
         let groups = &s.groups[1];
         let tiles = most_tiles(config.experts, (self.rows - self.decode_rows) * used);
         let shared = 4 * 8 * 1024;
-        let fast = w.gate.ty == WeightType::Iq2Xxs && w.up.ty == WeightType::Iq2Xxs;
+        let fast = w.gate.ty == WeightType::Iq2Xxs;
         self.device.launch(
             if fast { "prefill_gate_up_q2" } else { "prefill_gate_up_any" },
             [config.expert_width.div_ceil(128), tiles, 1],
