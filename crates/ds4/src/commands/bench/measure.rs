@@ -136,11 +136,11 @@ impl<'a> Bench<'a> {
 
         let mut step_seconds = Vec::new();
         let mut round = |steps: usize| {
-            let seconds = decode(engine, &mut group, firsts.clone(), steps, self.end);
+            let seconds = decode(engine, &mut group, firsts.clone(), steps, self.end)?;
             for session in &mut group {
                 engine.truncate(session, &start)?;
             }
-            seconds
+            anyhow::Ok(seconds)
         };
         if self.args.decode > 0 {
             round(WARM_UP_STEPS.min(self.args.decode))?;
