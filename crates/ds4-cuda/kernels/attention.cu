@@ -171,17 +171,34 @@ __device__ inline void load_queries(const S& shared, const Attention& a, u32 row
     }
 }
 
-// Starts the copy of stored rows [begin, begin + CHUNK) to shared memory, zeros from `end` on.
+// Addresses of the rows of a chunk: lane i of a warp has that of the warp's row i, which is row
+// warp + i · ATTEND_WARPS of the chunk. Beyond `end` it is the last row's.
+template <int CHUNK>
+__device__ inline const u8* row_address(const VisibleRows& rows, u32 begin, u32 end) {
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    u32 i = begin + warp + lane % (CHUNK / ATTEND_WARPS) * ATTEND_WARPS;
+    return rows[min(i, end - 1)];
+}
+
+__device__ inline const u8* address_of_lane(const u8* address, u32 lane) {
+    u32 low = __shfl_sync(FULL_WARP, (u32)(u64)address, lane);
+    u32 high = __shfl_sync(FULL_WARP, (u32)((u64)address >> 32), lane);
+    return (const u8*)((u64)high << 32 | low);
+}
+
+// Starts the copy of a chunk's stored rows to shared memory, zeros beyond the first `valid`.
 template <int CHUNK, class S>
-__device__ inline void fetch_rows(const S& shared, const VisibleRows& rows, u32 begin, u32 end) {
-    const int LANES = ATTEND_THREADS / CHUNK, PIECES = KV_ROW / 8;
-    u32 i = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-    bool valid = begin + i < end;
-    const u8* from = rows[valid ? begin + i : begin];
-    u8* to = shared.stored + i * KV_ROW;
-#pragma unroll 4
-    for (u32 piece = lane; piece < PIECES; piece += LANES) {
-        copy_async8(to + 8 * piece, from + 8 * piece, valid);
+__device__ inline void fetch_rows(const S& shared, const u8* address, u32 valid) {
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+#pragma unroll
+    for (u32 i = 0; i < CHUNK / ATTEND_WARPS; ++i) {
+        const u8* from = address_of_lane(address, i);
+        u32 row = warp + i * ATTEND_WARPS;
+        u8* to = shared.stored + row * KV_ROW;
+#pragma unroll
+        for (u32 piece = lane; piece < KV_ROW / 8; piece += WARP) {
+            copy_async8(to + 8 * piece, from + 8 * piece, row < valid);
+        }
     }
     copy_async_commit();
 }
@@ -341,7 +358,7 @@ template <int TILES, int CHUNK, class S>
 __device__ inline void attend_rows(const S& shared, const Attention& a, const VisibleRows& rows,
                                    u32 row, u32 first_head, u32 begin, u32 end,
                                    float (&sums)[TILES][WARP_COLUMNS / 8][4]) {
-    if (a.rounding) fetch_rows<CHUNK>(shared, rows, begin, end);
+    if (a.rounding) fetch_rows<CHUNK>(shared, row_address<CHUNK>(rows, begin, end), end - begin);
     load_queries(shared, a, row, first_head);
     if (threadIdx.x < S::HEADS) {
         shared.largest[threadIdx.x] = -INFINITY;
@@ -350,9 +367,13 @@ __device__ inline void attend_rows(const S& shared, const Attention& a, const Vi
     for (u32 chunk = begin; chunk < end; chunk += CHUNK) {
         copy_async_wait<0>();
         __syncthreads();
+        // Read before it is needed: the chosen rows' numbers come from memory, too.
+        const u8* next = row_address<CHUNK>(rows, chunk + CHUNK, end);
         decode_rows<CHUNK>(shared, rows, chunk, end, a.rounding);
         __syncthreads();
-        if (a.rounding && chunk + CHUNK < end) fetch_rows<CHUNK>(shared, rows, chunk + CHUNK, end);
+        if (a.rounding && chunk + CHUNK < end) {
+            fetch_rows<CHUNK>(shared, next, end - chunk - CHUNK);
+        }
         multiply_keys<TILES, CHUNK>(shared);
         __syncthreads();
         weigh<CHUNK>(shared, end - chunk, a.scale);

@@ -7,6 +7,7 @@ pub mod harness;
 mod reference;
 
 use ds4_engine::{
+    MAX_REWIND,
     backend::BackendError,
     rows::{CacheRounding, RowCodec},
 };
@@ -72,7 +73,9 @@ fn rewinding_repeats_nothing_and_loses_nothing() {
     let Some(device) = device() else { return };
     each(&device, |h| {
         let mut sessions = [h.session()];
+        // As far back as a session goes.
         h.step(&mut sessions, &[(0, 150)]);
+        sessions[0].rewind(150 - MAX_REWIND);
         for (draft, kept) in [(7, 2), (5, 1), (6, 6), (7, 3)] {
             let position = sessions[0].position();
             h.step(&mut sessions, &[(0, draft)]);
