@@ -1,5 +1,10 @@
 //! Steps: many sessions advance at once.
 
+use std::{
+    ops::{Deref, Range},
+    sync::Arc,
+};
+
 use ds4_model::config::Config;
 
 use crate::{
@@ -50,7 +55,38 @@ pub struct Logits {
     /// Columns.
     pub vocab: usize,
     /// Row-major.
-    pub data: Vec<f32>,
+    pub data: LogitRows,
+}
+
+/// A part of a step's logits, which its works share: a row of the real model has half a megabyte.
+#[derive(Debug, Clone)]
+pub struct LogitRows {
+    step: Arc<Vec<f32>>,
+    own: Range<usize>,
+}
+
+impl LogitRows {
+    /// A vector of its own.
+    pub fn into_vec(self) -> Vec<f32> {
+        if self.own == (0..self.step.len()) {
+            return Arc::unwrap_or_clone(self.step);
+        }
+        self.to_vec()
+    }
+}
+
+impl Deref for LogitRows {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.step[self.own.clone()]
+    }
+}
+
+impl PartialEq for LogitRows {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
 }
 
 impl Logits {
@@ -145,7 +181,7 @@ impl<B: Backend> Engine<B> {
                 Err(_) => w.session.failed = true,
             }
         }
-        Ok(distribute(&result?, config.vocab, work, &order))
+        Ok(distribute(result?, config.vocab, work, &order))
     }
 }
 
@@ -201,17 +237,18 @@ fn plan<B: Backend>(work: &[Work<'_, B>]) -> (Batch, Vec<usize>) {
 }
 
 fn distribute<B: Backend>(
-    data: &[f32],
+    data: Vec<f32>,
     vocab: usize,
     work: &[Work<'_, B>],
     order: &[usize],
 ) -> Vec<Logits> {
-    let mut out = vec![Logits { vocab, data: Vec::new() }; work.len()];
-    let mut rest = data;
+    let none = LogitRows { step: Arc::new(data), own: 0..0 };
+    let mut out = vec![Logits { vocab, data: none }; work.len()];
+    let mut start = 0;
     for &i in order {
-        let (own, others) = rest.split_at(work[i].logits.count(work[i].tokens.len()) * vocab);
-        out[i].data = own.to_vec();
-        rest = others;
+        let end = start + work[i].logits.count(work[i].tokens.len()) * vocab;
+        out[i].data.own = start..end;
+        start = end;
     }
     out
 }

@@ -15,7 +15,7 @@ mod session;
 mod snapshot;
 
 pub use backend::{Backend, BackendError};
-pub use engine::{Engine, Logits, LogitsWanted, StepError, Work};
+pub use engine::{Engine, LogitRows, Logits, LogitsWanted, StepError, Work};
 pub use session::{Checkpoint, RewindError, Session};
 pub use snapshot::SnapshotError;
 

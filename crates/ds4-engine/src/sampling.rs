@@ -48,6 +48,15 @@ pub struct TokenLogprob {
 #[error("the model produced no usable logits (NaN or all infinite)")]
 pub struct UnusableLogits;
 
+/// Logits looked at together, so that the compiler can use vectors.
+const LANES: usize = 16;
+
+/// Exponentials of less are 0 in f64.
+const SMALLEST_EXPONENT: f64 = -746.0;
+
+/// Room for rounding the floor to f32; what lies between is weighed exactly.
+const FLOOR_SLACK: f64 = 0.01;
+
 /// Draws tokens; the same seed and logits give the same tokens.
 pub struct Sampler {
     params: SamplingParams,
@@ -82,13 +91,24 @@ impl Sampler {
 
     /// Tokens that pass min-p, weighted relative to the most likely one.
     fn candidates(&self, logits: &[f32], largest: f32) -> Vec<Candidate> {
-        let inverse = 1.0 / self.params.temperature as f64;
-        let weigh = |x: f32| ((x as f64 - largest as f64) * inverse).exp();
-        let tokens = logits.iter().enumerate().map(|(i, x)| (i as TokenId, weigh(*x)));
-        tokens
-            .filter(|(_, weight)| *weight >= self.params.min_p as f64 && *weight > 0.0)
-            .map(|(token, weight)| Candidate { token, weight })
-            .collect()
+        let (temperature, min_p) = (self.params.temperature as f64, self.params.min_p as f64);
+        let inverse = 1.0 / temperature;
+        // Exponentials are taken of those alone that can pass: they would be most of the time.
+        let least = if min_p > 0.0 { min_p.ln() } else { SMALLEST_EXPONENT };
+        let floor = (largest as f64 + (least - FLOOR_SLACK) * temperature) as f32;
+        let mut left = Vec::new();
+        for (block, logits) in logits.chunks(LANES).enumerate() {
+            if !logits.iter().fold(false, |any, x| any | (*x >= floor)) {
+                continue;
+            }
+            for (lane, x) in logits.iter().enumerate() {
+                let weight = ((*x as f64 - largest as f64) * inverse).exp();
+                if weight >= min_p && weight > 0.0 {
+                    left.push(Candidate { token: (block * LANES + lane) as TokenId, weight });
+                }
+            }
+        }
+        left
     }
 
     fn keep_top_k(&self, left: &mut Vec<Candidate>) {
@@ -130,11 +150,24 @@ impl Candidate {
 
 /// The most likely token; the lowest id among equals.
 pub fn argmax(logits: &[f32]) -> Result<TokenId, UnusableLogits> {
-    if logits.iter().any(|x| x.is_nan()) {
-        return Err(UnusableLogits);
+    let largest = largest(logits).filter(|largest| largest.is_finite()).ok_or(UnusableLogits)?;
+    let best = logits.iter().position(|x| *x == largest);
+    best.map(|i| i as TokenId).ok_or(UnusableLogits)
+}
+
+/// The largest logit; none if there is a NaN.
+fn largest(logits: &[f32]) -> Option<f32> {
+    let (blocks, rest) = logits.as_chunks::<LANES>();
+    let (mut best, mut nans) = ([f32::NEG_INFINITY; LANES], [0u32; LANES]);
+    for block in blocks {
+        for lane in 0..LANES {
+            let x = block[lane];
+            best[lane] = if x > best[lane] { x } else { best[lane] };
+            nans[lane] |= u32::from(x.is_nan());
+        }
     }
-    let best = (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a });
-    best.filter(|i| logits[*i].is_finite()).map(|i| i as TokenId).ok_or(UnusableLogits)
+    let has_nan = nans.iter().any(|nan| *nan != 0) || rest.iter().any(|x| x.is_nan());
+    (!has_nan).then(|| best.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max))
 }
 
 /// Logarithm of the sum of exponentials, in f64.

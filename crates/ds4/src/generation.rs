@@ -105,7 +105,7 @@ pub fn step(
     let mut logits = engine.step(&mut [Work { session, tokens, logits }])?;
     speed.tokens += tokens.len();
     speed.time += start.elapsed();
-    Ok(logits.remove(0).data)
+    Ok(logits.remove(0).data.into_vec())
 }
 
 /// Continues a session that has just produced `logits`; gives every token to `each`.
