@@ -37,6 +37,9 @@ pub(crate) trait Reply: Send + Sized + 'static {
     /// Adds a chunk to a stream.
     fn stream(&mut self, chunk: Chunk<Self>, frames: &mut Vec<Frame>);
 
+    /// The id of a tool call that begins in a chunk.
+    fn call_id(chunk: &Chunk<Self>) -> Option<&str>;
+
     /// What to send while there is nothing to say, so that neither end gives up.
     fn keep_alive(&mut self, frames: &mut Vec<Frame>);
 

@@ -148,6 +148,24 @@ impl Guide {
     }
 }
 
+/// The logits of the tokens in `mask`; all others are impossible.
+pub(crate) fn mask_logits(mask: &SimpleVob, logits: &[f32], masked: &mut Vec<f32>) {
+    masked.clear();
+    for (word, logits) in mask.as_slice().iter().zip(logits.chunks(32)) {
+        // Masks are mostly nothing or mostly everything.
+        match *word {
+            0 => masked.resize(masked.len() + logits.len(), f32::NEG_INFINITY),
+            u32::MAX => masked.extend_from_slice(logits),
+            word => {
+                masked.extend(logits.iter().enumerate().map(|(bit, logit)| {
+                    if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY }
+                }))
+            }
+        }
+    }
+    masked.resize(logits.len(), f32::NEG_INFINITY);
+}
+
 fn first_of_text(has_format: bool, has_tools: bool) -> Stage {
     if has_format && has_tools { Stage::BeforeText(0) } else { Stage::Text }
 }

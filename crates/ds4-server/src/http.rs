@@ -7,5 +7,6 @@ pub(crate) mod error;
 pub(crate) mod job;
 pub(crate) mod listen;
 pub(crate) mod models;
+mod recorder;
 pub(crate) mod token_text;
 pub(crate) mod trace;

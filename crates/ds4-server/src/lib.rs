@@ -9,6 +9,7 @@ mod guide;
 mod http;
 mod metrics;
 mod openapi;
+mod replay;
 mod scheduler;
 
 use std::{
@@ -29,6 +30,7 @@ pub use scheduler::{SchedulerLimits, SessionBytes};
 use guide::Grammars;
 use http::{access::Access, app::App, trace::TraceFile};
 use metrics::Metrics;
+use replay::Replay;
 use scheduler::Scheduler;
 
 /// How to serve.
@@ -158,6 +160,7 @@ impl Server {
             grammars: Arc::new(grammars),
             scheduler,
             metrics,
+            replay: Replay::default(),
             trace,
             started: dialect::unix_time(),
             config,

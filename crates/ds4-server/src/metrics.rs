@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     requests: Family<Ending, Counter>,
     pub(crate) cancelled: Counter,
     pub(crate) evicted: Counter,
+    pub(crate) set_aside: Counter,
+    malformed_calls: Family<Malformed, Counter>,
     responses: Family<Response, Counter>,
     request_seconds: Histogram,
     running: Gauge,
@@ -73,6 +75,20 @@ enum EndingName {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Malformed {
+    kind: MalformedCall,
+}
+
+/// What is wrong with a tool call, so that it was none.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelValue)]
+pub(crate) enum MalformedCall {
+    /// The answer ended before the block of calls did.
+    Cut,
+    /// Its tags were plain text instead of markers.
+    SpelledOut,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Response {
     route: String,
     status: u16,
@@ -95,6 +111,8 @@ impl Metrics {
             requests: Family::default(),
             cancelled: Counter::default(),
             evicted: Counter::default(),
+            set_aside: Counter::default(),
+            malformed_calls: Family::default(),
             responses: Family::default(),
             request_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 18)),
             running: Gauge::default(),
@@ -125,6 +143,10 @@ impl Metrics {
         let text = "Requests whose clients went away";
         r.register("requests_cancelled", text, self.cancelled.clone());
         r.register("sessions_evicted", "Idle sessions dropped", self.evicted.clone());
+        let text = "Running requests that gave their memory to older ones for a while";
+        r.register("requests_set_aside", text, self.set_aside.clone());
+        let text = "Answers with tool calls that are cut off, or spelled out in plain text";
+        r.register("malformed_tool_calls", text, self.malformed_calls.clone());
         r.register("http_responses", "HTTP responses", self.responses.clone());
         let (text, time) = ("Time of a request, queue included", self.request_seconds.clone());
         r.register_with_unit("request", text, Unit::Seconds, time);
@@ -188,6 +210,11 @@ impl Metrics {
         };
         self.requests.get_or_create(&Ending { ending }).inc();
         self.request_seconds.observe(time.as_secs_f64());
+    }
+
+    /// An answer has a tool call that is none.
+    pub(crate) fn malformed_call(&self, kind: MalformedCall) {
+        self.malformed_calls.get_or_create(&Malformed { kind }).inc();
     }
 
     /// A response was begun.

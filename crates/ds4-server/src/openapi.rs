@@ -105,13 +105,14 @@ fn number(least: f64, most: f64) -> Value {
 /// A request's schema: the fields that all dialects have, and those of one.
 fn request(required: &[&str], own: Value) -> Value {
     let mut properties = json!({
-        "model": { "type": "string", "description": "Any name; given back in the answer" },
+        "model": { "type": ["string", "null"], "description": "Any name; given back in the answer" },
         "stream": { "type": ["boolean", "null"] },
         "temperature": number(0.0, 2.0),
         "top_p": number(0.0, 1.0),
         "min_p": number(0.0, 1.0),
         "top_k": { "type": ["integer", "null"], "minimum": 0, "maximum": u32::MAX },
         "seed": { "type": ["integer", "null"] },
+        "parallel_tool_calls": { "type": ["boolean", "null"], "description": "At most one call at a time if false" },
     });
     if let (Some(all), Value::Object(own)) = (properties.as_object_mut(), own) {
         all.extend(own);
@@ -191,7 +192,8 @@ fn responses() -> Value {
             "max_output_tokens": tokens(),
             "tools": { "type": ["array", "null"], "items": { "type": "object", "required": ["type"] } },
             "tool_choice": { "type": ["string", "object", "null"] },
-            "reasoning": { "type": ["object", "null"], "properties": { "effort": effort() } },
+            "reasoning": { "type": ["object", "null"],
+                "properties": { "effort": effort(), "summary": { "enum": ["auto", "concise", "detailed", null] } } },
             "text": { "type": ["object", "null"] },
             "top_logprobs": { "type": ["integer", "null"], "minimum": 0, "maximum": 20 },
         }),

@@ -6,11 +6,11 @@ mod support;
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use support::{Running, config, scripted::Timing};
 
 fn installed() -> PathBuf {
@@ -59,7 +59,7 @@ fn the_page_in_a_browser() {
 }
 
 /// A coding agent is asked to make a file, with nothing of its own but a new home.
-fn agent(name: &str, arguments: &[&str], settings: impl Fn(&str) -> (&'static str, Value)) {
+fn agent(name: &str, arguments: &[&str], settings: impl Fn(&str) -> (&'static str, String)) {
     let mut config = config();
     config.scheduler.context = 1 << 16;
     let running = Running::scripted(config);
@@ -69,8 +69,9 @@ fn agent(name: &str, arguments: &[&str], settings: impl Fn(&str) -> (&'static st
     let (path, settings) = settings(&format!("http://{}/v1", running.address));
     let path = home.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, settings.to_string()).unwrap();
-    let output = at_home(&home, name).args(arguments).current_dir(&work).output().unwrap();
+    fs::write(&path, settings).unwrap();
+    let mut command = at_home(&home, name);
+    let output = command.args(arguments).current_dir(&work).stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let complained = String::from_utf8_lossy(&output.stderr);
     let made = fs::read_to_string(work.join("made.txt"));
@@ -96,7 +97,7 @@ fn at_home(home: &Path, program: &str) -> Command {
 
 #[test]
 #[ignore = "needs installed clients: tests/clients/run.sh"]
-fn pi_runs_a_command() {
+fn pi_writes_a_file() {
     let arguments =
         ["-p", "[pi] Make the file.", "--provider", "ds4", "--model", "deepseek-v4-flash"];
     agent("pi", &arguments, |base| {
@@ -105,7 +106,7 @@ fn pi_runs_a_command() {
             "cost": { "input": 0, "output": 0, "cacheRead": 0, "cacheWrite": 0 } });
         let provider = json!({ "baseUrl": base, "api": "openai-completions", "apiKey": "none",
             "models": [model] });
-        (".pi/agent/models.json", json!({ "providers": { "ds4": provider } }))
+        (".pi/agent/models.json", json!({ "providers": { "ds4": provider } }).to_string())
     });
 }
 
@@ -120,7 +121,41 @@ fn opencode_runs_a_command() {
             "options": { "baseURL": base, "apiKey": "none" } });
         (
             ".config/opencode/opencode.json",
-            json!({ "provider": { "ds4": provider }, "model": "ds4/deepseek-v4-flash" }),
+            json!({ "provider": { "ds4": provider }, "model": "ds4/deepseek-v4-flash" })
+                .to_string(),
         )
+    });
+}
+
+#[test]
+#[ignore = "needs installed clients: tests/clients/run.sh"]
+fn codex_runs_a_command() {
+    let arguments = [
+        "exec",
+        "--skip-git-repo-check",
+        "--dangerously-bypass-approvals-and-sandbox",
+        "[codex] Make the file.",
+    ];
+    agent("codex", &arguments, |base| {
+        let settings = format!(
+            "model = \"deepseek-v4-flash\"\nmodel_provider = \"ds4\"\n\n[model_providers.ds4]\n\
+             name = \"ds4\"\nbase_url = \"{base}\"\nwire_api = \"responses\"\n"
+        );
+        (".codex/config.toml", settings)
+    });
+}
+
+#[test]
+#[ignore = "needs installed clients: tests/clients/run.sh"]
+fn claude_code_runs_a_command() {
+    let arguments = ["-p", "[claude] Make the file.", "--allowedTools", "Bash"];
+    agent("claude", &arguments, |base| {
+        let environment = json!({
+            "ANTHROPIC_BASE_URL": base.trim_end_matches("/v1"),
+            "ANTHROPIC_AUTH_TOKEN": "none",
+            "ANTHROPIC_MODEL": "deepseek-v4-flash",
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        });
+        (".claude/settings.json", json!({ "env": environment }).to_string())
     });
 }

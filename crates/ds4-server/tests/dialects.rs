@@ -119,6 +119,44 @@ fn transcripts() {
 }
 
 #[test]
+fn transcripts_of_an_engine_that_breaks() {
+    let running = Running::scripted(config());
+    for route in ROUTES {
+        let asked = request(route, "broken", false, false, 100);
+        let streamed = stream(&running, route, asked.clone());
+        assert_eq!(streamed.status, 200, "the error comes after some text");
+        let name = format!("{}, broken, streamed", &route[4..]).replace('/', " ");
+        insta::assert_snapshot!(name, settled(&streamed.body));
+        let whole = post(running.address, route, &asked);
+        assert_eq!(whole.status, 500);
+        insta::assert_snapshot!(format!("{}, broken", &route[4..]).replace('/', " "), whole.body);
+    }
+}
+
+/// A prompt that is continued as it is has neither thinking nor tools.
+#[test]
+fn transcripts_of_completions() {
+    const ROUTE: &str = "/v1/completions";
+    let running = Running::scripted(config());
+    let user = |script: &str| format!("<｜User｜>[{script}]<｜Assistant｜></think>");
+    let tokens = |script: &str| tokenizer().encode_with_markers(&user(script)).unwrap();
+    for (case, script, most) in [("text", "text", 100), ("length", "text", 2)] {
+        let asked = json!({ "model": "any", "prompt": tokens(script), "max_tokens": most });
+        let streamed = stream(&running, ROUTE, asked.clone());
+        assert_eq!(streamed.status, 200, "{case}: {}", streamed.body);
+        insta::assert_snapshot!(format!("completions, {case}, streamed"), settled(&streamed.body));
+        let whole = post(running.address, ROUTE, &asked);
+        insta::assert_snapshot!(format!("completions, {case}"), settled(&whole.body));
+    }
+    let broken = json!({ "model": "any", "prompt": tokens("broken"), "stream": true });
+    let broken = post(running.address, ROUTE, &broken);
+    insta::assert_snapshot!("completions, broken, streamed", settled(&broken.body));
+    let wrong = post(running.address, ROUTE, &json!({ "prompt": 5 }));
+    assert_eq!(wrong.status, 400);
+    insta::assert_snapshot!("completions, error", wrong.body);
+}
+
+#[test]
 fn a_call_in_unclosed_reasoning_is_made() {
     let running = Running::scripted(config());
     let asked = request(ROUTES[0], "unclosed", true, true, 200);
@@ -202,6 +240,146 @@ fn a_second_turn_computes_only_what_is_new() {
     let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
     let closing = tokenizer().encode_with_markers("</｜DSML｜tool_calls>").unwrap().len() as u64;
     assert_eq!(cached, prompt + answer - (closing - 1));
+}
+
+/// The assistant turn of a call, as a client might spell it anew: keys in another order, a whole
+/// number with a point, and no reasoning.
+fn sent_back(route: &str, first: &Value, city: &str) -> Vec<Value> {
+    let input = json!({ "city": city, "days": 2.0 });
+    let (text, name) = ("Let me look.", "get_weather");
+    match route {
+        "/v1/messages" => {
+            let call = first["content"].as_array().unwrap().last().unwrap();
+            let id = &call["id"];
+            vec![
+                json!({ "role": "assistant", "content": [{ "type": "text", "text": text },
+                    { "type": "tool_use", "id": id, "name": name, "input": input }] }),
+                json!({ "role": "user", "content": [{ "type": "tool_result", "tool_use_id": id,
+                    "content": "cold" }, { "type": "text", "text": "[text]" }] }),
+            ]
+        }
+        "/v1/responses" => {
+            let id = &first["output"].as_array().unwrap().last().unwrap()["call_id"];
+            vec![
+                json!({ "role": "assistant", "content": text }),
+                json!({ "type": "function_call", "call_id": id, "name": name,
+                    "arguments": input.to_string() }),
+                json!({ "type": "function_call_output", "call_id": id, "output": "cold" }),
+                json!({ "role": "user", "content": "[text]" }),
+            ]
+        }
+        _ => {
+            let id = &first["choices"][0]["message"]["tool_calls"][0]["id"];
+            let function = json!({ "name": name, "arguments": input.to_string() });
+            vec![
+                json!({ "role": "assistant", "content": text,
+                    "tool_calls": [{ "id": id, "type": "function", "function": function }] }),
+                json!({ "role": "tool", "tool_call_id": id, "content": "cold" }),
+                json!({ "role": "user", "content": "[text]" }),
+            ]
+        }
+    }
+}
+
+/// Tokens of a prompt that were there already, of all of them, and of the answer.
+fn usage(body: &Value) -> (u64, u64, u64) {
+    let usage = &body["usage"];
+    let number = |path: &str| usage.pointer(path).and_then(Value::as_u64);
+    let first = |paths: [&str; 3]| paths.into_iter().find_map(number).unwrap_or(0);
+    let cached = first([
+        "/prompt_tokens_details/cached_tokens",
+        "/input_tokens_details/cached_tokens",
+        "/cache_read_input_tokens",
+    ]);
+    let separate = number("/cache_read_input_tokens").unwrap_or(0)
+        + number("/cache_creation_input_tokens").unwrap_or(0);
+    let prompt = first(["/prompt_tokens", "/input_tokens", "/none"]) + separate;
+    (cached, prompt, first(["/completion_tokens", "/output_tokens", "/none"]))
+}
+
+#[test]
+fn a_call_sent_back_in_other_words_is_still_the_sampled_one() {
+    for route in ROUTES {
+        let running = Running::scripted(config());
+        let asked = request(route, "swapped", true, true, 200);
+        let first = post(running.address, route, &asked).json();
+        let (_, prompt, answer) = usage(&first);
+        let list = if route == "/v1/responses" { "input" } else { "messages" };
+        let question = json!({ "role": "user", "content": "[swapped]" });
+        let second = |city| {
+            let mut second = asked.clone();
+            second[list] = [vec![question.clone()], sent_back(route, &first, city)].concat().into();
+            usage(&post(running.address, route, &second).json()).0
+        };
+        let closing =
+            tokenizer().encode_with_markers("</｜DSML｜tool_calls>").unwrap().len() as u64;
+        assert_eq!(second("Oslo"), prompt + answer - (closing - 1), "{route}");
+        let changed = second("Rome");
+        assert!(changed < prompt + answer / 2, "{route}: what the client changed counts");
+    }
+}
+
+#[test]
+fn calls_that_are_none_are_counted() {
+    let running = Running::scripted(config());
+    let at = running.address;
+    let counted = |kind: &str| {
+        let metrics = support::client::get(at, "/metrics").body;
+        let line = format!("ds4_malformed_tool_calls_total{{kind=\"{kind}\"}} 1");
+        metrics.lines().any(|l| l == line)
+    };
+    let body = post(at, ROUTES[0], &request(ROUTES[0], "spelled", false, true, 200)).json();
+    let text = body["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(text.starts_with("<tool_calls>"), "it is text: {text}");
+    assert_eq!(body["choices"][0]["finish_reason"], "stop");
+    assert!(counted("SpelledOut") && !counted("Cut"));
+    let body = post(at, ROUTES[0], &request(ROUTES[0], "tools", false, true, 20)).json();
+    assert_eq!(body["choices"][0]["finish_reason"], "length");
+    assert!(counted("Cut"));
+}
+
+#[test]
+fn every_token_has_its_probability_even_if_it_was_certain() {
+    let running = Running::scripted(config());
+    let schema = json!({ "type": "object", "properties": { "name": { "enum": ["only one"] } },
+        "required": ["name"], "additionalProperties": false });
+    let mut asked = request(ROUTES[0], "text", false, false, 200);
+    asked["logprobs"] = json!(true);
+    asked["top_logprobs"] = json!(2);
+    asked["response_format"] =
+        json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": schema } });
+    let body = post(running.address, ROUTES[0], &asked).json();
+    let tokens = body["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(tokens.len() as u64, body["usage"]["completion_tokens"].as_u64().unwrap());
+    let text: String = tokens.iter().map(|t| t["token"].as_str().unwrap()).collect();
+    assert_eq!(text, r#"{"name": "only one"}"#);
+    for token in tokens {
+        assert!(token["logprob"].as_f64().unwrap() < 0.0, "{token}");
+        assert_eq!(token["top_logprobs"].as_array().unwrap().len(), 2, "{token}");
+    }
+}
+
+#[test]
+fn reasoning_is_its_own_summary_for_those_who_ask() {
+    let running = Running::scripted(config());
+    let mut asked = request(ROUTES[2], "thinking", true, false, 100);
+    asked["reasoning"]["summary"] = json!("auto");
+    let whole = post(running.address, ROUTES[2], &asked).json();
+    let summary = json!([{ "type": "summary_text", "text": "I am thinking." }]);
+    assert_eq!(whole["output"][0]["summary"], summary);
+    let streamed = stream(&running, ROUTES[2], asked);
+    let events = streamed.data();
+    let numbers: Vec<_> = events.iter().map(|e| e["sequence_number"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (0..events.len() as u64).collect::<Vec<_>>());
+    let of = |kind: &str| events.iter().filter(|e| e["type"] == kind).collect::<Vec<_>>();
+    let deltas = of("response.reasoning_summary_text.delta");
+    let text: String = deltas.iter().map(|e| e["delta"].as_str().unwrap()).collect();
+    assert_eq!(text, "I am thinking.");
+    assert_eq!(of("response.reasoning_summary_part.added").len(), 1);
+    assert_eq!(of("response.reasoning_summary_text.done")[0]["text"], "I am thinking.");
+    assert_eq!(of("response.reasoning_summary_part.done")[0]["part"], summary[0]);
+    assert_eq!(of("response.output_item.done")[0]["item"]["summary"], summary);
+    insta::assert_snapshot!("responses, summary, streamed", settled(&streamed.body));
 }
 
 #[test]

@@ -113,7 +113,7 @@ fn an_open_address_needs_a_token_or_a_word() {
     let bind = |config| {
         let tokenizer = support::tokenizer();
         let backend = support::scripted::Scripted::new(
-            support::model(),
+            &support::model(),
             tokenizer.clone(),
             Timing::default(),
         );
@@ -269,11 +269,12 @@ fn requests_have_a_deadline_if_asked_for() {
 }
 
 /// A decode step takes 3 ms and a prompt token 0.1 ms, so the newcomer's prompt alone takes 0.8 s.
+/// The worst gap is judged by what the steps themselves take: a busy machine adds to all of them.
 #[test]
 fn a_newcomer_does_not_stall_running_streams() {
     let timing =
         Timing { step: Duration::from_millis(3), prompt_token: Duration::from_micros(100) };
-    let running = Running::timed(config(), timing);
+    let (running, work) = Running::watched(config(), timing, support::tokenizer());
     let at = running.address;
     let streaming = std::thread::spawn(move || {
         let mut asked = ask("long", 600);
@@ -307,10 +308,32 @@ fn a_newcomer_does_not_stall_running_streams() {
     let mut gaps = streaming.join().unwrap().split_off(2);
     gaps.sort();
     let at = |share: usize| gaps[gaps.len() * share / 100];
-    let (usual, p95, p99) = (at(50), at(95), at(99));
-    println!("gaps: usual {usual:?}, p95 {p95:?}, p99 {p99:?}, worst {:?}", gaps[gaps.len() - 1]);
-    // The machine may be busy with other tests, so the last few are not asserted on.
-    assert!(p95 < usual * 3, "usual {usual:?}, p95 {p95:?}");
+    let (usual, p99, worst) = (at(50), at(99), gaps[gaps.len() - 1]);
+    println!("gaps: usual {usual:?}, p99 {p99:?}, worst {worst:?}");
+    let longest = work.take().unwrap().longest_shared;
+    assert!(longest > timing.step, "the newcomer shares steps with the stream");
+    assert!(longest < timing.step * 3, "{longest:?}");
+}
+
+/// Two answers of 3000 tokens, and memory for 5000: one waits in between, and neither is hurt.
+#[test]
+fn an_answer_without_memory_waits_for_it() {
+    let mut config = config();
+    config.scheduler.kv_bytes = 4096 * 5000;
+    let running = Running::scripted(config);
+    let at = running.address;
+    let long = || std::thread::spawn(move || post(at, CHAT, &ask("long", 3000)));
+    for answer in [long(), long()] {
+        let reply = answer.join().unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let body = reply.json();
+        assert_eq!(body["usage"]["completion_tokens"], 3000);
+        let text = body["choices"][0]["message"]["content"].as_str().unwrap().trim_end();
+        assert!(text.split(' ').all(|word| word == "word" || "word".starts_with(word)));
+    }
+    let metrics = get(at, "/metrics").body;
+    let count = metrics.lines().find_map(|l| l.strip_prefix("ds4_requests_set_aside_total "));
+    assert!(count.unwrap().parse::<u64>().unwrap() >= 1, "{metrics}");
 }
 
 #[test]

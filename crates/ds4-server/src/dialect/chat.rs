@@ -33,6 +33,9 @@ impl Reply for ChatReply {
         let mut body = options::object(body)?;
         let mut options = Options::take(&mut body)?;
         options::normalize_thinking(&mut body, &options.model);
+        if options::whole(&body, "max_completion_tokens", u64::from(u32::MAX))? == Some(0) {
+            return Err(ApiError::field("max_completion_tokens", "expected at least 1"));
+        }
         if let Some(tokens) = body.remove("max_completion_tokens") {
             body.entry("max_tokens").or_insert(tokens);
         }
@@ -69,6 +72,14 @@ impl Reply for ChatReply {
         if ends {
             frames.push(Frame::Event(None, "[DONE]".to_owned()));
         }
+    }
+
+    fn call_id(chunk: &Chunk<Self>) -> Option<&str> {
+        let calls = chunk.choices.first()?.delta.tool_calls.as_ref()?;
+        calls.iter().find_map(|call| match call {
+            ChatCompletionToolCallDelta::Start { call, .. } => Some(&*call.id),
+            ChatCompletionToolCallDelta::Arguments { .. } => None,
+        })
     }
 
     fn keep_alive(&mut self, frames: &mut Vec<Frame>) {

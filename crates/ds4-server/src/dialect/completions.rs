@@ -150,6 +150,10 @@ impl Reply for CompletionReply {
         }
     }
 
+    fn call_id(_: &Piece) -> Option<&str> {
+        None
+    }
+
     fn keep_alive(&mut self, frames: &mut Vec<Frame>) {
         frames.push(Frame::Comment("prefill"));
     }

@@ -5,7 +5,10 @@ use std::collections::HashSet;
 use deepseek_recipe::{
     anthropic::messages::{
         request::MessagesRequest,
-        response::{MessagesChunkGenerator, MessagesResponse, MessagesStreamEvent},
+        response::{
+            MessagesChunkGenerator, MessagesResponse, MessagesResponseContentBlock,
+            MessagesStreamEvent,
+        },
     },
     request::{ConversationRequest, OutputConstraint, ProtocolRequest},
     response::{Accumulate, ProtocolResponse},
@@ -65,6 +68,16 @@ impl Reply for MessagesReply {
         self.started = true;
         let name = MessagesResponse::sse_event_name(&chunk).map(str::to_owned);
         frames.push(Frame::Event(name, json_text(&chunk)));
+    }
+
+    fn call_id(chunk: &Chunk<Self>) -> Option<&str> {
+        match chunk {
+            MessagesStreamEvent::ContentBlockStart {
+                content_block: MessagesResponseContentBlock::ToolUse { id, .. },
+                ..
+            } => Some(id),
+            _ => None,
+        }
     }
 
     /// Some clients count only real events, but take none before the first.

@@ -13,6 +13,17 @@ pub(super) const MOST_MESSAGES: usize = 20_000;
 /// Tools of a request.
 pub(super) const MOST_TOOLS: usize = 1024;
 
+/// Fields that are objects where they are no words. Deserializing would take lists for them, too.
+const OBJECTS: [&str; 7] = [
+    "output_config",
+    "reasoning",
+    "response_format",
+    "stream_options",
+    "text",
+    "thinking",
+    "tool_choice",
+];
+
 /// Options of a request.
 #[derive(Debug, Default)]
 pub(crate) struct Options {
@@ -72,7 +83,13 @@ impl Options {
                 ));
             }
         }
-        let single_call = body.remove("parallel_tool_calls") == Some(Value::Bool(false));
+        for key in OBJECTS {
+            if body.get(key).is_some_and(Value::is_array) {
+                return Err(ApiError::field(key, "expected an object"));
+            }
+        }
+        let single_call = flag(body, "parallel_tool_calls")? == Some(false);
+        body.remove("parallel_tool_calls");
         let options = Options {
             stream: flag(body, "stream")?.unwrap_or(false),
             temperature: number(body, "temperature", 0.0, 2.0)?,

@@ -7,7 +7,9 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use deepseek_recipe::{
     openai::{
         ResponsesRequest,
-        responses::response::{ResponsesChunkGenerator, ResponsesResponse},
+        responses::response::{
+            ResponsesChunkGenerator, ResponsesOutputItem, ResponsesResponse, ResponsesStreamEvent,
+        },
     },
     request::{ConversationRequest, ProtocolRequest},
     response::{Accumulate, ProtocolResponse},
@@ -33,6 +35,8 @@ pub(crate) struct ResponsesReply {
     model: String,
     /// Number of the next event.
     sequence: usize,
+    /// Reasoning is wanted as a summary as well.
+    summary: bool,
     /// The response as it was at the beginning.
     begun: Value,
     whole: Option<ResponsesResponse>,
@@ -53,6 +57,7 @@ impl Reply for ResponsesReply {
         if options.model == "deepseek-chat" && !body.contains_key("reasoning") {
             body.insert("reasoning".to_owned(), json!({ "effort": "none" }));
         }
+        let summary = takes_summary(&body);
         choose_tool(&mut body, &mut options);
         let custom = expose_custom_tools(&mut body);
         let filled_in = repair_input(&mut body, &mut options);
@@ -64,6 +69,7 @@ impl Reply for ResponsesReply {
             id: new_id("resp_"),
             model: options.model.clone(),
             sequence: 0,
+            summary,
             begun: Value::Null,
             whole: None,
         };
@@ -76,11 +82,28 @@ impl Reply for ResponsesReply {
 
     fn stream(&mut self, chunk: Chunk<Self>, frames: &mut Vec<Frame>) {
         let mut event = json!(chunk);
-        wrap_reasoning(&mut event);
+        wrap_reasoning(&mut event, self.summary);
         if self.begun.is_null() {
             self.begun = event.get("response").cloned().unwrap_or_default();
         }
+        let summary = self.summary.then(|| summary_event(&event)).flatten();
         self.push(event, frames);
+        if let Some(summary) = summary {
+            self.push(summary, frames);
+        }
+    }
+
+    fn call_id(chunk: &Chunk<Self>) -> Option<&str> {
+        match chunk {
+            ResponsesStreamEvent::OutputItemAdded {
+                item:
+                    ResponsesOutputItem::FunctionCall { call_id, .. }
+                    | ResponsesOutputItem::CustomToolCall { call_id, .. }
+                    | ResponsesOutputItem::ToolSearchCall { call_id, .. },
+                ..
+            } => Some(call_id),
+            _ => None,
+        }
     }
 
     /// Some clients count only real events, but take none before the first.
@@ -114,7 +137,7 @@ impl Reply for ResponsesReply {
 
     fn into_body(self) -> Value {
         let mut body = self.whole.map_or(Value::Null, |whole| json!(whole));
-        wrap_items(&mut body);
+        wrap_items(&mut body, self.summary);
         body
     }
 }
@@ -129,26 +152,65 @@ impl ResponsesReply {
     }
 }
 
-/// Puts reasoning where clients keep it that send back only what they cannot read.
-fn wrap_reasoning(event: &mut Value) {
+/// Whether a request asks for summaries of the reasoning, under the new name or the old one.
+fn takes_summary(body: &Map<String, Value>) -> bool {
+    let word = |key: &str| body.get("reasoning").and_then(|r| r.get(key)?.as_str());
+    let word = word("summary").or_else(|| word("generate_summary"));
+    matches!(word, Some("auto" | "concise" | "detailed"))
+}
+
+/// What follows an event so that the reasoning is its own summary, part by part.
+fn summary_event(event: &Value) -> Option<Value> {
+    let is_reasoning = || event.pointer("/part/type") == Some(&json!("reasoning_text"));
+    let part = |text: &Value| json!({ "type": "summary_text", "text": text });
+    let (kind, key, value) = match event.get("type")?.as_str()? {
+        "response.content_part.added" if is_reasoning() => {
+            ("reasoning_summary_part.added", "part", part(&json!("")))
+        }
+        "response.reasoning_text.delta" => {
+            ("reasoning_summary_text.delta", "delta", event.get("delta")?.clone())
+        }
+        "response.reasoning_text.done" => {
+            ("reasoning_summary_text.done", "text", event.get("text")?.clone())
+        }
+        "response.content_part.done" if is_reasoning() => {
+            ("reasoning_summary_part.done", "part", part(event.pointer("/part/text")?))
+        }
+        _ => return None,
+    };
+    let mut summary = json!({ "type": format!("response.{kind}"), "summary_index": 0 });
+    for shared in ["item_id", "output_index"] {
+        summary[shared] = event.get(shared)?.clone();
+    }
+    summary[key] = value;
+    Some(summary)
+}
+
+/// Puts reasoning where clients keep it that send back only what they cannot read, and where
+/// those look that show summaries.
+fn wrap_reasoning(event: &mut Value, summary: bool) {
     if let Some(item) = event.get_mut("item") {
-        wrap_item(item);
+        wrap_item(item, summary);
     }
     if let Some(response) = event.get_mut("response") {
-        wrap_items(response);
+        wrap_items(response, summary);
     }
 }
 
-fn wrap_items(response: &mut Value) {
+fn wrap_items(response: &mut Value, summary: bool) {
     if let Some(Value::Array(items)) = response.get_mut("output") {
-        items.iter_mut().for_each(wrap_item);
+        items.iter_mut().for_each(|item| wrap_item(item, summary));
     }
 }
 
-fn wrap_item(item: &mut Value) {
+fn wrap_item(item: &mut Value, summary: bool) {
     if item.get("type") == Some(&json!("reasoning")) {
         let text = item.pointer("/content/0/text").and_then(Value::as_str).unwrap_or_default();
-        item["encrypted_content"] = json!(format!("{WRAPPED}{}", BASE64_STANDARD.encode(text)));
+        let (text, wrapped) = (text.to_owned(), BASE64_STANDARD.encode(text));
+        item["encrypted_content"] = json!(format!("{WRAPPED}{wrapped}"));
+        if summary && !text.is_empty() {
+            item["summary"] = json!([{ "type": "summary_text", "text": text }]);
+        }
     }
 }
 

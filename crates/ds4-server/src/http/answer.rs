@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -18,9 +18,11 @@ use axum::{
 use deepseek_recipe::{
     request::ConversationRequest,
     stream::{
-        InferenceChunk, InferenceFinishReason, InferenceTokenLogprob, PromptUsage, StreamProcessor,
+        InferenceChunk, InferenceFinishReason, InferenceTokenLogprob, PromptUsage, StreamError,
+        StreamProcessor,
     },
 };
+use ds4_engine::TokenId;
 use futures_util::{Stream, StreamExt};
 use serde_json::Value;
 use tokio::sync::mpsc::Receiver;
@@ -29,6 +31,7 @@ use super::{
     app::App,
     error::ApiError,
     job::{self, Prepared},
+    recorder::Recorder,
     token_text::TokenText,
     trace::TraceRecord,
 };
@@ -53,18 +56,23 @@ pub(crate) async fn answer<R: Reply>(
     let task = tokio::task::spawn_blocking(move || {
         let mut trace = preparing.trace.as_ref().map(|_| TraceRecord::new(&body));
         let understood = R::understand(parse(&body)?)?;
-        let Understood { converted, options, reply } = understood;
-        let Prepared { job, prompt_text } = job::prepare(&preparing, client, &converted, &options)?;
+        let Understood { mut converted, options, reply } = understood;
+        preparing.replay.restore_reasoning(&mut converted.conversation);
+        let Prepared { job, opening, prompt_text } =
+            job::prepare(&preparing, client, &converted, &options)?;
         if let Some(trace) = &mut trace {
             trace.prompt(prompt_text, job.prompt.len());
         }
-        Ok::<_, ApiError>((converted, options, reply, job, trace))
+        Ok::<_, ApiError>((converted, options, reply, job, opening, trace))
     });
-    let (converted, options, reply, job, trace) = task.await.map_err(failed_task)??;
+    let (converted, options, reply, job, opening, trace) = task.await.map_err(failed_task)??;
     let prompt_tokens = job.prompt.len();
     let events = app.scheduler.submit(job)?;
     let progress = Arc::new(Progress::new(prompt_tokens, trace));
-    let chunks = chunks::<R>(&app, &converted, &reply, events, progress.clone());
+    let has_tools = converted.parsing_options.parse_tool_calls;
+    let dialect = reply.generator(&converted);
+    let recorder = Recorder::<R>::new(dialect, app.clone(), progress.clone(), opening, has_tools);
+    let chunks = chunks(recorder, &converted, events);
     let mut response = if options.stream {
         stream_response(app, reply, chunks, progress)
     } else {
@@ -92,10 +100,10 @@ pub(crate) fn failed_task(error: tokio::task::JoinError) -> ApiError {
 }
 
 /// What is known of an answer besides its chunks.
-struct Progress {
+pub(super) struct Progress {
     prompt: usize,
     cached: AtomicUsize,
-    answered: AtomicUsize,
+    answered: Mutex<Vec<TokenId>>,
     failure: Mutex<Option<Failure>>,
     trace: Mutex<Option<TraceRecord>>,
 }
@@ -105,7 +113,7 @@ impl Progress {
         Progress {
             prompt,
             cached: AtomicUsize::new(0),
-            answered: AtomicUsize::new(0),
+            answered: Mutex::default(),
             failure: Mutex::default(),
             trace: Mutex::new(trace),
         }
@@ -113,6 +121,11 @@ impl Progress {
 
     fn prompt_tokens(&self) -> PromptTokens {
         PromptTokens { all: self.prompt, cached: self.cached.load(Ordering::Relaxed) }
+    }
+
+    /// The tokens of the answer so far.
+    pub(super) fn tokens(&self) -> MutexGuard<'_, Vec<TokenId>> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failure(&self) -> Option<Failure> {
@@ -130,16 +143,15 @@ impl Progress {
     }
 }
 
-/// The dialect's chunks. After a failure they end early, and `progress` knows why.
+/// The dialect's chunks. After a failure they end early, and the recorder's progress knows why.
 fn chunks<R: Reply>(
-    app: &App,
+    recorder: Recorder<R>,
     request: &ConversationRequest,
-    reply: &R,
     events: Receiver<Event>,
-    progress: Arc<Progress>,
-) -> impl Stream<Item = Result<Chunk<R>, deepseek_recipe::stream::StreamError>> + Send + use<R> {
-    let tokenizer = app.encoder.tokenizer().clone();
-    StreamProcessor::new(reply.generator(request), request.parsing_options.clone())
+) -> impl Stream<Item = Result<Chunk<R>, StreamError>> + Send + use<R> {
+    let tokenizer = recorder.app.encoder.tokenizer().clone();
+    let progress = recorder.progress.clone();
+    StreamProcessor::new(recorder, request.parsing_options.clone())
         .with_tokenizer(TokenText(tokenizer))
         .into_protocol_stream(inference(events, progress))
 }
@@ -162,8 +174,8 @@ fn inference(
                     yield InferenceChunk::Ready { system_fingerprint: None, prompt_usage };
                 }
                 Event::Token(token) => {
-                    progress.answered.fetch_add(1, Ordering::Relaxed);
-                    progress.with_trace(|trace| trace.token(token.token));
+                    progress.tokens().push(token.token);
+                    progress.with_trace(|trace| trace.token());
                     yield tokens(token);
                 }
                 Event::Finished(finish) => {
@@ -195,7 +207,7 @@ fn tokens(token: AnswerToken) -> InferenceChunk {
 fn stream_response<R: Reply>(
     app: Arc<App>,
     mut reply: R,
-    chunks: impl Stream<Item = Result<Chunk<R>, deepseek_recipe::stream::StreamError>> + Send + 'static,
+    chunks: impl Stream<Item = Result<Chunk<R>, StreamError>> + Send + 'static,
     progress: Arc<Progress>,
 ) -> Response {
     let ended = Ended { app, progress: progress.clone() };
@@ -241,7 +253,7 @@ fn stream_response<R: Reply>(
 async fn whole_response<R: Reply>(
     app: Arc<App>,
     mut reply: R,
-    chunks: impl Stream<Item = Result<Chunk<R>, deepseek_recipe::stream::StreamError>> + Send,
+    chunks: impl Stream<Item = Result<Chunk<R>, StreamError>> + Send,
     progress: Arc<Progress>,
 ) -> Result<Response, ApiError> {
     let _ended = Ended { app, progress: progress.clone() };
@@ -250,7 +262,7 @@ async fn whole_response<R: Reply>(
         if let Some(failure) = progress.failure() {
             return Err(failure.into());
         }
-        let failed = |error: deepseek_recipe::stream::StreamError| {
+        let failed = |error: StreamError| {
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
         };
         reply.collect(chunk.map_err(failed)?, progress.prompt_tokens());
@@ -277,12 +289,12 @@ struct Ended {
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.app.metrics.answered(self.progress.answered.load(Ordering::Relaxed));
+        self.app.metrics.answered(self.progress.tokens().len());
         let failure = self.progress.failure();
         self.progress.with_trace(|trace| {
             let tokenizer = self.app.encoder.tokenizer();
             if let Some(file) = &self.app.trace {
-                trace.write(file, tokenizer, failure.as_ref());
+                trace.write(file, tokenizer, &self.progress.tokens(), failure.as_ref());
             }
         });
     }

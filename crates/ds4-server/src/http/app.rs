@@ -35,6 +35,7 @@ use crate::{
     },
     guide::Grammars,
     metrics::Metrics,
+    replay::Replay,
     scheduler::{ClientId, Scheduler},
 };
 
@@ -53,6 +54,7 @@ pub(crate) struct App {
     pub(crate) grammars: Arc<Grammars>,
     pub(crate) scheduler: Scheduler,
     pub(crate) metrics: Metrics,
+    pub(crate) replay: Replay,
     pub(crate) trace: Option<TraceFile>,
     /// Seconds since 1970.
     pub(crate) started: u64,
@@ -173,8 +175,9 @@ async fn count_tokens(State(app): State<Arc<App>>, request: Request) -> Response
     let counted = async {
         let body = read_body(&app, request.into_body()).await?;
         let task = tokio::task::spawn_blocking(move || {
-            let Understood { converted, options, .. } =
+            let Understood { mut converted, options, .. } =
                 MessagesReply::understand(answer::parse(&body)?)?;
+            app.replay.restore_reasoning(&mut converted.conversation);
             job::prompt(&app, &converted, &options).map(|(tokens, _)| tokens.len())
         });
         task.await.map_err(answer::failed_task)?

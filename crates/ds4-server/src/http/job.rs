@@ -25,6 +25,8 @@ const TOP_P_WITH_TOOLS: f32 = 0.95;
 /// A job, and the prompt's text for the trace.
 pub(crate) struct Prepared {
     pub(crate) job: Job,
+    /// The end of the prompt from the marker on, if it opens a block of tool calls.
+    pub(crate) opening: Vec<TokenId>,
     pub(crate) prompt_text: Option<String>,
 }
 
@@ -42,6 +44,7 @@ pub(crate) fn prepare(
         return Err(ApiError::context(param, prompt.len(), context));
     }
     let guide = guide(app, request, options)?;
+    let opening = opening(app, &prompt, request);
     let left = context - prompt.len();
     let asked = request.inference_options.max_tokens.map_or(left, |tokens| tokens as usize);
     let limit = app.config.request_timeout;
@@ -58,7 +61,14 @@ pub(crate) fn prepare(
         deadline: (limit > Duration::ZERO).then(|| Instant::now() + limit),
         prompt,
     };
-    Ok(Prepared { job, prompt_text })
+    Ok(Prepared { job, opening, prompt_text })
+}
+
+fn opening(app: &App, prompt: &[TokenId], request: &ConversationRequest) -> Vec<TokenId> {
+    let dsml = app.encoder.tokenizer().special().dsml;
+    let marker = prompt.iter().rposition(|token| *token == dsml);
+    let marker = marker.filter(|_| request.parsing_options.starts_in_tool_calls);
+    marker.map_or_else(Vec::new, |at| prompt[at..].to_vec())
 }
 
 /// The prompt as tokens, and as text where it was rendered.
@@ -72,7 +82,9 @@ pub(crate) fn prompt(
     match &options.raw_prompt {
         None => {
             let encoded = app.encoder.encode(&request.conversation).map_err(refused)?;
-            Ok((encoded.ids, Some(encoded.text)))
+            let special = tokenizer.special();
+            let ids = app.replay.restore_blocks(&request.conversation, special, encoded.ids);
+            Ok((ids, Some(encoded.text)))
         }
         Some(RawPrompt::Text(text)) => {
             let tokens = tokenizer.encode(text).map_err(refused)?;

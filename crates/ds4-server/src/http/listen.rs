@@ -46,7 +46,12 @@ pub(crate) async fn serve(
     };
     // It fails if a server in the same process has installed it already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let config = RustlsConfig::from_pem_file(&files.certificates, &files.key).await?;
+    let config = RustlsConfig::from_pem_file(&files.certificates, &files.key).await;
+    let config = config.map_err(|error| {
+        let (certificates, key) = (files.certificates.display(), files.key.display());
+        let text = format!("TLS with certificates {certificates} and key {key}: {error}");
+        io::Error::new(error.kind(), text)
+    })?;
     let acceptor = RustlsAcceptor::new(config).acceptor(patient);
     let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle);
     bound(server.http_builder(), limits);

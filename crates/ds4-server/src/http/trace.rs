@@ -40,7 +40,6 @@ pub(crate) struct TraceRecord {
     prepared: f64,
     started: Option<f64>,
     first_token: Option<f64>,
-    tokens: Vec<TokenId>,
 }
 
 impl TraceRecord {
@@ -56,7 +55,6 @@ impl TraceRecord {
             prepared: 0.0,
             started: None,
             first_token: None,
-            tokens: Vec::new(),
         }
     }
 
@@ -73,21 +71,26 @@ impl TraceRecord {
     }
 
     /// A token of its answer.
-    pub(crate) fn token(&mut self, token: TokenId) {
+    pub(crate) fn token(&mut self) {
         self.first_token.get_or_insert_with(|| self.since.elapsed().as_secs_f64());
-        self.tokens.push(token);
     }
 
     /// Writes the line.
-    pub(crate) fn write(&self, file: &TraceFile, tokenizer: &Tokenizer, failure: Option<&Failure>) {
+    pub(crate) fn write(
+        &self,
+        file: &TraceFile,
+        tokenizer: &Tokenizer,
+        answer: &[TokenId],
+        failure: Option<&Failure>,
+    ) {
         let line = json!({
             "time": self.time,
             "request": self.body,
             "prompt": self.prompt,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached,
-            "answer": tokenizer.decode(&self.tokens),
-            "answer_tokens": self.tokens.len(),
+            "answer": tokenizer.decode(answer),
+            "answer_tokens": answer.len(),
             "failure": failure.map(Failure::to_string),
             "seconds": {
                 "prepared": self.prepared,

@@ -16,8 +16,15 @@ const STRETCH: f64 = 2.2;
 /// After so many shared steps, one without prompt tokens measures the usual time again.
 const REMEASURE: usize = 32;
 
-/// Weight of the newest measurement in the running averages.
-const NEWEST: f64 = 0.2;
+/// Weight of the newest measurement in a running average, if it allows for fewer prompt tokens.
+const FEWER: f64 = 0.5;
+
+/// And if it allows for more: a busy machine makes steps longer that are none of the model's.
+const MORE: f64 = 0.1;
+
+/// The share grows by so much at most from one shared step to the next, since a first measurement
+/// of few tokens says little.
+const GROWTH: usize = 2;
 
 /// Measured times, and what follows from them.
 #[derive(Debug, Default)]
@@ -26,8 +33,10 @@ pub(super) struct Pace {
     chunk: usize,
     /// Seconds of a step of running answers alone, and how many they were.
     decode: Option<f64>,
-    /// Seconds that a prompt token adds.
+    /// Seconds that a prompt token adds to a step of answers; alone it costs less.
     prompt_token: Option<f64>,
+    /// Prompt tokens in the last shared step.
+    last_share: usize,
     shared_steps: usize,
 }
 
@@ -48,7 +57,7 @@ impl Pace {
             (Some(_), None) => PREFILL_MIN,
             (Some(decode), Some(token)) => {
                 let tokens = (STRETCH - 1.0) * decode / token.max(1e-9);
-                (tokens as usize).clamp(PREFILL_MIN, self.chunk)
+                (tokens as usize).min(GROWTH * self.last_share).clamp(PREFILL_MIN, self.chunk)
             }
         }
     }
@@ -57,23 +66,27 @@ impl Pace {
     pub(super) fn measured(&mut self, running: usize, prompt_tokens: usize, time: Duration) {
         let time = time.as_secs_f64();
         match (running, prompt_tokens) {
-            (0, 0) => {}
+            (0, _) => {}
             (_, 0) => {
-                average(&mut self.decode, time);
+                average(&mut self.decode, time, (FEWER, MORE));
                 self.shared_steps = 0;
             }
-            (0, tokens) => average(&mut self.prompt_token, time / tokens as f64),
             (_, tokens) => {
                 let added = (time - self.decode.unwrap_or(0.0)).max(0.05 * time);
-                average(&mut self.prompt_token, added / tokens as f64);
+                average(&mut self.prompt_token, added / tokens as f64, (MORE, FEWER));
                 self.shared_steps += 1;
+                self.last_share = tokens;
             }
         }
     }
 }
 
-fn average(mean: &mut Option<f64>, value: f64) {
-    *mean = Some(mean.map_or(value, |mean| mean + NEWEST * (value - mean)));
+/// Moves an average by the weight of shorter or of longer times.
+fn average(mean: &mut Option<f64>, value: f64, (shorter, longer): (f64, f64)) {
+    *mean = Some(mean.map_or(value, |mean| {
+        let weight = if value > mean { longer } else { shorter };
+        mean + weight * (value - mean)
+    }));
 }
 
 #[cfg(test)]
@@ -96,6 +109,14 @@ mod tests {
         assert_eq!(pace.prompt_tokens(1), PREFILL_MIN);
         pace.measured(1, 8, 18 * MS);
         assert_eq!(pace.prompt_tokens(1), 12, "1.2 × 10 ms at 1 ms a token");
+    }
+
+    #[test]
+    fn the_share_grows_step_by_step() {
+        let mut pace = Pace::new(CHUNK);
+        pace.measured(1, 0, 100 * MS);
+        pace.measured(1, PREFILL_MIN, 100 * MS + PREFILL_MIN as u32 * MS / 10);
+        assert_eq!(pace.prompt_tokens(1), GROWTH * PREFILL_MIN, "not 1200 at once");
     }
 
     #[test]

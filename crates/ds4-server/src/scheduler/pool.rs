@@ -23,6 +23,7 @@ const COPY_SHARE: usize = 32;
 pub(super) struct LiveSession<B: Backend> {
     pub(super) session: Session<B>,
     checkpoints: Vec<Checkpoint>,
+    checkpoint_bytes: usize,
 }
 
 /// Where the computed beginning of a prompt came from.
@@ -60,13 +61,21 @@ struct Reach {
 
 /// Idle sessions, the longest unused first.
 pub(super) struct Pool<B: Backend> {
-    idle: Vec<(LiveSession<B>, Instant)>,
+    idle: Vec<Idle<B>>,
+    /// Of all together.
+    bytes: usize,
+}
+
+struct Idle<B: Backend> {
+    live: LiveSession<B>,
+    since: Instant,
+    bytes: usize,
 }
 
 impl<B: Backend> Pool<B> {
     /// An empty one.
     pub(super) fn new() -> Self {
-        Pool { idle: Vec::new() }
+        Pool { idle: Vec::new(), bytes: 0 }
     }
 
     /// A session for `prompt`: the idle one that saves most, or a copy of it or of a running one
@@ -79,23 +88,24 @@ impl<B: Backend> Pool<B> {
         running: &[&LiveSession<B>],
         room: bool,
     ) -> Result<Start<B>, BackendError> {
-        let idle = self.idle.iter().map(|(live, _)| live);
+        let idle = self.idle.iter().map(|idle| &idle.live);
         let reaches = idle.chain(running.iter().copied());
         let reaches = reaches.map(|live| live.reach(tokenizer, prompt)).enumerate();
         let best = reaches.max_by_key(|(_, reach)| reach.covered);
         let Some((index, reach)) = best.filter(|(_, reach)| reach.covered > 0) else {
             return Start::empty(engine);
         };
-        if let Some((live, _)) = self.idle.get(index)
+        if let Some(Idle { live, .. }) = self.idle.get(index)
             && live.session.len() - reach.kept <= reach.kept.max(SMALL_LOSS)
         {
-            let mut live = self.idle.remove(index).0;
+            let mut live = self.remove(index);
             if live.go(engine, reach) {
                 return Ok(Start { live, covered: reach.covered, source: reach.by });
             }
             return Start::empty(engine);
         }
-        let live = self.idle.get(index).map_or_else(|| running[index - self.idle.len()], |i| &i.0);
+        let live =
+            self.idle.get(index).map_or_else(|| running[index - self.idle.len()], |i| &i.live);
         let worth = reach.covered >= WORTH_A_COPY.max(live.session.len() / COPY_SHARE);
         match (worth && room).then(|| live.copy(engine, reach)).flatten() {
             Some(live) => Ok(Start { live, covered: reach.covered, source: ReuseSource::Copy }),
@@ -104,19 +114,27 @@ impl<B: Backend> Pool<B> {
     }
 
     /// Keeps a session for later.
-    pub(super) fn keep(&mut self, live: LiveSession<B>) {
-        self.idle.push((live, Instant::now()));
+    pub(super) fn keep(&mut self, engine: &Engine<B>, live: LiveSession<B>) {
+        let bytes = live.bytes(engine);
+        self.bytes += bytes;
+        self.idle.push(Idle { live, since: Instant::now(), bytes });
     }
 
     /// Drops the longest unused session.
     pub(super) fn evict(&mut self) -> bool {
-        let oldest = (0..self.idle.len()).min_by_key(|index| self.idle[*index].1);
-        oldest.map(|index| self.idle.remove(index)).is_some()
+        let oldest = (0..self.idle.len()).min_by_key(|index| self.idle[*index].since);
+        oldest.map(|index| self.remove(index)).is_some()
+    }
+
+    fn remove(&mut self, index: usize) -> LiveSession<B> {
+        let idle = self.idle.remove(index);
+        self.bytes -= idle.bytes;
+        idle.live
     }
 
     /// Bytes of all idle sessions.
-    pub(super) fn bytes(&self, engine: &Engine<B>) -> usize {
-        self.idle.iter().map(|(live, _)| live.bytes(engine)).sum()
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// How many are idle.
@@ -127,15 +145,35 @@ impl<B: Backend> Pool<B> {
 
 impl<B: Backend> Start<B> {
     fn empty(engine: &Engine<B>) -> Result<Self, BackendError> {
-        let live = LiveSession { session: engine.new_session()?, checkpoints: Vec::new() };
+        let live = LiveSession::empty(engine)?;
         Ok(Start { live, covered: 0, source: ReuseSource::None })
     }
 }
 
 impl<B: Backend> LiveSession<B> {
-    /// Bytes of KV state, without checkpoints.
+    /// One that has computed nothing.
+    pub(super) fn empty(engine: &Engine<B>) -> Result<Self, BackendError> {
+        Ok(Self::new(engine.new_session()?, Vec::new()))
+    }
+
+    fn new(session: Session<B>, checkpoints: Vec<Checkpoint>) -> Self {
+        let mut live = LiveSession { session, checkpoints, checkpoint_bytes: 0 };
+        live.count_checkpoints();
+        live
+    }
+
+    fn count_checkpoints(&mut self) {
+        self.checkpoint_bytes = self.checkpoints.iter().map(Checkpoint::bytes).sum();
+    }
+
+    /// Bytes of KV state.
     pub(super) fn bytes(&self, engine: &Engine<B>) -> usize {
-        engine.cache_bytes(&self.session)
+        engine.cache_bytes(&self.session) + self.checkpoint_bytes
+    }
+
+    /// Bytes of checkpoints, which no estimate by length counts.
+    pub(super) fn checkpoint_bytes(&self) -> usize {
+        self.checkpoint_bytes
     }
 
     /// Makes the present position one to come back to.
@@ -144,10 +182,13 @@ impl<B: Backend> LiveSession<B> {
         if self.checkpoints.last().is_some_and(|last| last.position() >= position) {
             return;
         }
-        self.checkpoints.push(engine.checkpoint(&self.session));
+        // A device that fails here says so at the next step.
+        let Ok(checkpoint) = engine.checkpoint(&self.session) else { return };
+        self.checkpoints.push(checkpoint);
         if self.checkpoints.len() > 1 + CHECKPOINTS {
             self.checkpoints.remove(1);
         }
+        self.count_checkpoints();
     }
 
     /// The most of `prompt` that this session can begin.
@@ -183,6 +224,7 @@ impl<B: Backend> LiveSession<B> {
             tracing::error!(%error, "a session could not go back");
         }
         self.checkpoints.retain(|checkpoint| checkpoint.position() <= reach.kept);
+        self.count_checkpoints();
         self.session.len() == reach.kept
     }
 
@@ -191,8 +233,8 @@ impl<B: Backend> LiveSession<B> {
         let kept = self.checkpoints.iter().filter(|c| c.position() <= reach.kept);
         let checkpoints: Vec<_> = kept.cloned().collect();
         checkpoints.iter().find(|c| c.position() == reach.kept)?;
-        let session = engine.restore(&engine.snapshot(&self.session)).ok()?;
-        let mut copy = LiveSession { session, checkpoints };
+        let session = engine.restore(&engine.snapshot(&self.session).ok()?).ok()?;
+        let mut copy = LiveSession::new(session, checkpoints);
         copy.go(engine, Reach { by: ReuseSource::Checkpoint, ..reach }).then_some(copy)
     }
 }

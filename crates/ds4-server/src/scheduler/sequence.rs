@@ -1,7 +1,10 @@
 //! A running request: its session, what it has still to compute, and what its client has still
 //! to take.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use ds4_engine::{
     Backend, Engine, LogitsWanted, TokenId, Work,
@@ -11,7 +14,7 @@ use ds4_model::tokenizer::Tokenizer;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::{AnswerToken, Event, Failure, Finish, Job, Submitted, pool::LiveSession, pool::Start};
-use crate::guide::{Guide, Next};
+use crate::guide::{self, Guide, Next};
 
 /// A request whose turn it is.
 pub(super) struct Sequence<B: Backend> {
@@ -35,7 +38,6 @@ pub(super) struct Sequence<B: Backend> {
     /// Tokens that the session may hold.
     context: usize,
     masked: Vec<f32>,
-    pub(super) answered: usize,
 }
 
 /// What a step made of a sequence.
@@ -79,8 +81,14 @@ impl<B: Backend> Sequence<B> {
             tokens_left: max_tokens,
             context,
             masked: Vec::new(),
-            answered: 0,
         }
+    }
+
+    /// Gives the session up for an empty one; all its tokens are to be computed again.
+    pub(super) fn set_aside(&mut self, empty: LiveSession<B>) {
+        let given_up = std::mem::replace(&mut self.live, empty);
+        self.pending.splice(..0, given_up.session.tokens().iter().copied());
+        self.prompt_left = self.pending.len();
     }
 
     /// Tokens of the prompt that are not computed yet.
@@ -132,9 +140,13 @@ impl<B: Backend> Sequence<B> {
     /// Adds the tokens that are certain, or else draws one.
     fn extend(&mut self, tokenizer: &Tokenizer, logits: &[f32]) -> Result<Option<Finish>, String> {
         let drawn = match self.guide.next()? {
-            Next::Forced(tokens) => {
+            Next::Forced(mut tokens) => {
+                if self.top_logprobs.is_some() {
+                    // Later ones need the logits of a step of their own.
+                    tokens.truncate(1);
+                }
                 for token in tokens {
-                    if let Some(finish) = self.add(AnswerToken { token, logprobs: None })? {
+                    if let Some(finish) = self.add(token, logits)? {
                         return Ok(Some(finish));
                     }
                 }
@@ -142,9 +154,7 @@ impl<B: Backend> Sequence<B> {
             }
             Next::Any => self.sampler.sample(logits),
             Next::Among { mask, greedy } => {
-                self.masked.clear();
-                self.masked.resize(logits.len(), f32::NEG_INFINITY);
-                mask.iter_set_entries(|token| self.masked[token] = logits[token]);
+                guide::mask_logits(&mask, logits, &mut self.masked);
                 if greedy {
                     sampling::argmax(&self.masked)
                 } else {
@@ -156,20 +166,18 @@ impl<B: Backend> Sequence<B> {
         if tokenizer.special().ends_turn(token) {
             return Ok(Some(Finish::Stop));
         }
-        let logprobs = self
-            .top_logprobs
-            .map(|n| (sampling::logprob(logits, token), sampling::top_logprobs(logits, n)));
-        self.add(AnswerToken { token, logprobs })
+        self.add(token, logits)
     }
 
     /// Adds a token to the answer; says if that ends it.
-    fn add(&mut self, token: AnswerToken) -> Result<Option<Finish>, String> {
-        let id = token.token;
-        self.outbox.push(Event::Token(token));
-        self.answered += 1;
+    fn add(&mut self, token: TokenId, logits: &[f32]) -> Result<Option<Finish>, String> {
+        let logprobs = self
+            .top_logprobs
+            .map(|n| (sampling::logprob(logits, token), sampling::top_logprobs(logits, n)));
+        self.outbox.push(Event::Token(AnswerToken { token, logprobs }));
         self.tokens_left -= 1;
-        self.pending.push(id);
-        if self.guide.accept(id)? {
+        self.pending.push(token);
+        if self.guide.accept(token)? {
             return Ok(Some(Finish::Stop));
         }
         let full = self.live.session.len() + self.pending.len() >= self.context;
@@ -211,6 +219,11 @@ impl Outbox {
     /// Since when the client is too slow.
     pub(super) fn held_since(&self) -> Option<Instant> {
         self.held_since
+    }
+
+    /// Whether it has been too slow for longer than `stall`.
+    pub(super) fn is_stalled(&self, now: Instant, stall: Duration) -> bool {
+        self.held_since.is_some_and(|since| now.duration_since(since) > stall)
     }
 
     /// Sends an event, or holds it after others that are held.

@@ -15,7 +15,7 @@ use ds4_model::tokenizer::Tokenizer;
 use super::{
     Event, Failure, Load, Message, SchedulerLimits, SessionBytes, Submitted,
     pace::Pace,
-    pool::Pool,
+    pool::{LiveSession, Pool},
     queue::Queue,
     sequence::{Outbox, Outcome, Sequence},
 };
@@ -41,8 +41,10 @@ pub(super) struct Worker<B: Backend> {
     messages: Receiver<Message>,
     queue: Queue,
     pool: Pool<B>,
-    /// In the order in which they began.
+    /// In the order in which they came.
     running: Vec<Sequence<B>>,
+    /// Running requests that gave their memory to older ones, in the same order.
+    aside: Vec<Sequence<B>>,
     /// Ended requests whose clients have not taken all yet.
     leaving: Vec<Outbox>,
     pace: Pace,
@@ -71,6 +73,7 @@ impl<B: Backend> Worker<B> {
             queue: Queue::default(),
             pool: Pool::new(),
             running: Vec::new(),
+            aside: Vec::new(),
             leaving: Vec::new(),
             closing: None,
         }
@@ -91,7 +94,10 @@ impl<B: Backend> Worker<B> {
     /// Takes in what was sent; waits if there is nothing else to do. False ends the thread.
     fn receive(&mut self) -> bool {
         loop {
-            let busy = !self.running.is_empty() || !self.leaving.is_empty() || self.queue.len() > 0;
+            let busy = !self.running.is_empty()
+                || !self.aside.is_empty()
+                || !self.leaving.is_empty()
+                || self.queue.len() > 0;
             if self.closing.is_some() && !busy {
                 return false;
             }
@@ -136,60 +142,74 @@ impl<B: Backend> Worker<B> {
             self.refuse(request, Failure::Deadline);
         }
         let stall = self.limits.stall;
-        let stalled = |outbox: &Outbox| {
-            outbox.held_since().is_some_and(|since| now.duration_since(since) > stall)
-        };
         let closing = self.closing.is_some_and(|until| until <= now);
         for index in (0..self.running.len()).rev() {
-            let sequence = &mut self.running[index];
-            sequence.outbox.flush();
-            let failure = if sequence.outbox.is_closed() {
-                self.metrics.cancelled.inc();
-                self.end(index, None);
-                continue;
-            } else if stalled(&sequence.outbox) {
-                Failure::Stalled
-            } else if sequence.deadline.is_some_and(|at| at <= now) {
-                Failure::Deadline
-            } else if closing {
-                Failure::ShuttingDown
-            } else {
-                continue;
-            };
-            self.end(index, Some(Event::Failed(failure)));
+            if let Some(end) = due_end(&mut self.running[index], now, stall, closing) {
+                let sequence = self.running.remove(index);
+                self.end(sequence, end);
+            }
+        }
+        for index in (0..self.aside.len()).rev() {
+            if let Some(end) = due_end(&mut self.aside[index], now, stall, closing) {
+                let sequence = self.aside.remove(index);
+                self.end(sequence, end);
+            }
         }
         self.leaving.retain_mut(|outbox| {
             outbox.flush();
-            outbox.held_since().is_some() && !outbox.is_closed() && !stalled(outbox)
+            outbox.held_since().is_some() && !outbox.is_closed() && !outbox.is_stalled(now, stall)
         });
     }
 
-    /// Begins waiting requests as long as there is a place and memory for them.
+    /// Goes on with requests that were set aside, and then begins waiting ones, as long as there
+    /// is a place and memory for them.
     fn admit(&mut self) {
-        while self.running.len() < self.limits.running {
+        while let Some(next) = self.aside.first() {
+            if !self.has_room(self.reserved_bytes(next)) {
+                break;
+            }
+            let sequence = self.aside.remove(0);
+            self.run_sequence(sequence);
+        }
+        while self.aside.is_empty() && self.running.len() < self.limits.running {
             let Some(next) = self.queue.peek() else { break };
             let tokens = next.job.prompt.len() + next.job.max_tokens.min(USUAL_ANSWER);
             let needed = (self.session_bytes)(tokens);
-            let used: u64 = self.running.iter().map(|s| self.reserved_bytes(s)).sum();
-            if used + needed > self.limits.kv_bytes && !self.running.is_empty() {
+            if !self.has_room(needed) {
                 break;
             }
             if let Some(request) = self.queue.pop() {
-                self.begin(request, used + needed);
+                self.begin(request, self.running_bytes() + needed);
             }
         }
         self.publish_load();
+    }
+
+    /// Whether a request that needs so much may run with the others; one alone always may.
+    fn has_room(&self, needed: u64) -> bool {
+        self.running.is_empty() || self.running_bytes() + needed <= self.limits.kv_bytes
+    }
+
+    fn running_bytes(&self) -> u64 {
+        self.running.iter().map(|sequence| self.reserved_bytes(sequence)).sum()
+    }
+
+    /// Puts a request among the running ones.
+    fn run_sequence(&mut self, sequence: Sequence<B>) {
+        let place = self.running.partition_point(|other| other.since <= sequence.since);
+        self.running.insert(place, sequence);
     }
 
     /// Bytes that a running request may come to need soon.
     fn reserved_bytes(&self, sequence: &Sequence<B>) -> u64 {
         let tokens = sequence.live.session.len() + sequence.prompt_left() + USUAL_ANSWER;
         (self.session_bytes)(tokens.min(self.limits.context))
+            + sequence.live.checkpoint_bytes() as u64
     }
 
     fn begin(&mut self, request: Submitted, reserved: u64) {
         self.load.waiting.fetch_sub(1, Ordering::Relaxed);
-        let idle = self.pool.bytes(&self.engine) as u64;
+        let idle = self.pool.bytes() as u64;
         let room = idle + reserved <= self.limits.kv_bytes;
         let running: Vec<_> = self.running.iter().map(|sequence| &sequence.live).collect();
         let prompt = &request.job.prompt;
@@ -199,7 +219,8 @@ impl<B: Backend> Worker<B> {
                 self.metrics.prompt(prompt.len(), start.covered, start.source);
                 self.metrics.queue_seconds.observe(request.since.elapsed().as_secs_f64());
                 let context = self.limits.context;
-                self.running.push(Sequence::new(request, start, context, &self.tokenizer));
+                let sequence = Sequence::new(request, start, context, &self.tokenizer);
+                self.run_sequence(sequence);
             }
             Err(error) => {
                 let mut outbox = Outbox::new(request.events);
@@ -208,12 +229,12 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Drops idle sessions, and if that is not enough the newest requests, until what is used
-    /// fits into memory.
+    /// Drops idle sessions, and if that is not enough sets the newest requests aside, until what
+    /// is used fits into memory. The oldest request always goes on.
     fn make_room(&mut self) {
         loop {
             let running: usize = self.running.iter().map(|s| s.live.bytes(&self.engine)).sum();
-            let used = running + self.pool.bytes(&self.engine);
+            let used = running + self.pool.bytes();
             if used as u64 <= self.limits.kv_bytes {
                 break;
             }
@@ -224,9 +245,22 @@ impl<B: Backend> Worker<B> {
             if self.running.len() < 2 {
                 break;
             }
-            let reason = "out of memory for KV state: use a shorter prompt or try again later";
-            let failure = Failure::Engine(reason.to_owned());
-            self.end(self.running.len() - 1, Some(Event::Failed(failure)));
+            let Some(sequence) = self.running.pop() else { break };
+            self.set_aside(sequence);
+        }
+    }
+
+    /// Takes a request's memory away; its tokens are computed again when there is room.
+    fn set_aside(&mut self, mut sequence: Sequence<B>) {
+        match LiveSession::empty(&self.engine) {
+            Ok(empty) => {
+                self.metrics.set_aside.inc();
+                sequence.set_aside(empty);
+                self.aside.insert(0, sequence);
+            }
+            Err(error) => {
+                self.end(sequence, Some(Event::Failed(Failure::Engine(error.to_string()))));
+            }
         }
     }
 
@@ -298,7 +332,10 @@ impl<B: Backend> Worker<B> {
             let sequence = &mut self.running[*index];
             match sequence.stepped(&self.engine, &self.tokenizer, logits.last()) {
                 Outcome::Running => {}
-                Outcome::Ended(event) => self.end(*index, Some(event)),
+                Outcome::Ended(event) => {
+                    let sequence = self.running.remove(*index);
+                    self.end(sequence, Some(event));
+                }
             }
         }
     }
@@ -313,16 +350,17 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Ends a running request and keeps its session.
-    fn end(&mut self, index: usize, event: Option<Event>) {
-        let mut sequence = self.running.remove(index);
+    /// Ends a request and keeps its session; without an event its client is gone.
+    fn end(&mut self, mut sequence: Sequence<B>, event: Option<Event>) {
         if let Some(event) = event {
             self.metrics.ended(&event, sequence.since.elapsed());
             sequence.outbox.push(event);
+        } else {
+            self.metrics.cancelled.inc();
         }
         self.note_duration(sequence.since.elapsed());
         self.leave(sequence.outbox);
-        self.pool.keep(sequence.live);
+        self.pool.keep(&self.engine, sequence.live);
     }
 
     fn leave(&mut self, outbox: Outbox) {
@@ -345,14 +383,33 @@ impl<B: Backend> Worker<B> {
     }
 
     fn publish_load(&self) {
-        self.load.running.store(self.running.len(), Ordering::Relaxed);
-        self.metrics.sessions(
-            self.running.len(),
-            self.pool.len(),
-            self.queue.len(),
-            self.pool.bytes(&self.engine),
-        );
+        let running = self.running.len() + self.aside.len();
+        self.load.running.store(running, Ordering::Relaxed);
+        let (idle, bytes) = (self.pool.len(), self.pool.bytes());
+        self.metrics.sessions(running, idle, self.queue.len(), bytes);
     }
+}
+
+/// Whether a request must end, and with what; with nothing if its client is gone.
+fn due_end<B: Backend>(
+    sequence: &mut Sequence<B>,
+    now: Instant,
+    stall: Duration,
+    closing: bool,
+) -> Option<Option<Event>> {
+    sequence.outbox.flush();
+    let failure = if sequence.outbox.is_closed() {
+        return Some(None);
+    } else if sequence.outbox.is_stalled(now, stall) {
+        Failure::Stalled
+    } else if sequence.deadline.is_some_and(|at| at <= now) {
+        Failure::Deadline
+    } else if closing {
+        Failure::ShuttingDown
+    } else {
+        return None;
+    };
+    Some(Some(Event::Failed(failure)))
 }
 
 /// What a step computes.

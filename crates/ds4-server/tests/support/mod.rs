@@ -16,7 +16,7 @@ use ds4_engine::{Backend, Engine, rows::CacheRounding};
 use ds4_model::{Model, profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
 use ds4_server::{HttpLimits, Monitor, SchedulerLimits, Server, ServerConfig};
 use gguf::GgufFile;
-use scripted::{Scripted, Timing};
+use scripted::{Scripted, Timing, Work};
 use tokio::sync::oneshot;
 
 static TINY: &[u8] = include_bytes!("../../../../models/tiny/tiny-b-q2.gguf");
@@ -78,14 +78,30 @@ impl Running {
 
     /// The same with a backend that takes its time.
     pub fn timed(config: ServerConfig, timing: Timing) -> Running {
-        Running::start(Engine::new(Scripted::new(model(), tokenizer(), timing)), config)
+        Running::start(Engine::new(Scripted::new(&model(), tokenizer(), timing)), config)
+    }
+
+    /// The same with another tokenizer, and a view of what the backend does.
+    pub fn watched(
+        config: ServerConfig,
+        timing: Timing,
+        tokenizer: Arc<Tokenizer>,
+    ) -> (Running, Work) {
+        let work = Work::default();
+        let backend = Scripted::new(&model(), tokenizer.clone(), timing).watched(work.clone());
+        (Running::start_with(Engine::new(backend), tokenizer, config), work)
     }
 
     fn start<B: Backend + 'static>(engine: Engine<B>, config: ServerConfig) -> Running {
-        let encoder = PromptEncoder::new(tokenizer(), Profile::Preview);
-        let session_bytes = Box::new(|tokens| tokens as u64 * 4096);
-        let address = "127.0.0.1:0".parse().unwrap();
-        let server = Server::bind(address, engine, encoder, session_bytes, config).unwrap();
+        Running::start_with(engine, tokenizer(), config)
+    }
+
+    fn start_with<B: Backend + 'static>(
+        engine: Engine<B>,
+        tokenizer: Arc<Tokenizer>,
+        config: ServerConfig,
+    ) -> Running {
+        let server = bind(engine, tokenizer, config);
         let (address, monitor) = (server.address().unwrap(), server.monitor());
         let (stop, stopped) = oneshot::channel();
         let serve = move || {
@@ -103,12 +119,31 @@ impl Running {
         Running { address, monitor, stop: Some(stop), thread }
     }
 
+    /// What becomes of a server that is to end at once.
+    pub fn briefly(config: ServerConfig) -> std::io::Result<()> {
+        let engine = Engine::new(Scripted::new(&model(), tokenizer(), Timing::default()));
+        let server = bind(engine, tokenizer(), config);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(server.run(std::future::ready(())))
+    }
+
     /// Tells the server to end.
     pub fn stop(&mut self) {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
         }
     }
+}
+
+fn bind<B: Backend + 'static>(
+    engine: Engine<B>,
+    tokenizer: Arc<Tokenizer>,
+    config: ServerConfig,
+) -> Server {
+    let encoder = PromptEncoder::new(tokenizer, Profile::Preview);
+    let session_bytes = Box::new(|tokens| tokens as u64 * 4096);
+    let address = "127.0.0.1:0".parse().unwrap();
+    Server::bind(address, engine, encoder, session_bytes, config).unwrap()
 }
 
 impl Drop for Running {

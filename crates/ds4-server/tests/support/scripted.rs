@@ -3,10 +3,13 @@
 //! The last user turn names its script as `[name]`. What is said so far selects the rest of the
 //! script, however it was split into tokens; after the script, or off it, the turn ends.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use ds4_engine::{
-    Backend, TokenId,
+    Backend, BackendError, TokenId,
     backend::{Batch, Frontier, LayerFrontier, LayerRows, StageResult, Sublayer},
     rows::CacheRounding,
 };
@@ -17,21 +20,30 @@ const BLOCK: &str = "\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"get_we
     <｜DSML｜parameter name=\"days\" string=\"false\">2</｜DSML｜parameter>\n\
     </｜DSML｜invoke>\n</｜DSML｜tool_calls>";
 
+/// The same call with its parameters the other way round.
+const SWAPPED: &str = "\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"get_weather\">\n\
+    <｜DSML｜parameter name=\"days\" string=\"false\">2</｜DSML｜parameter>\n\
+    <｜DSML｜parameter name=\"city\" string=\"true\">Oslo</｜DSML｜parameter>\n\
+    </｜DSML｜invoke>\n</｜DSML｜tool_calls>";
+
+/// What the broken script says before the engine breaks.
+const BEFORE_BREAKING: &str = "Hello";
+
 /// What a coding agent is told to do by the scripts named after it.
-fn shell(parameters: &[(&str, &str)]) -> String {
+fn call(tool: &str, parameters: &[(&str, &str)]) -> String {
     let parameter = |(name, value): &(&str, &str)| {
         format!("<｜DSML｜parameter name=\"{name}\" string=\"true\">{value}</｜DSML｜parameter>\n")
     };
     let parameters: String = parameters.iter().map(parameter).collect();
     format!(
-        "I will make it.</think>\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"bash\">\n{parameters}\
+        "I will make it.</think>\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"{tool}\">\n{parameters}\
          </｜DSML｜invoke>\n</｜DSML｜tool_calls>"
     )
 }
 
 const COMMAND: (&str, &str) = ("command", "echo made by a tool > made.txt");
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 17] = [
     "text",
     "thinking",
     "tools",
@@ -41,8 +53,14 @@ const NAMES: [&str; 11] = [
     "json",
     "markup",
     "long",
+    "numbers",
+    "spelled",
+    "swapped",
+    "broken",
     "pi",
     "opencode",
+    "codex",
+    "claude",
 ];
 
 /// Scripts by name. Markers are markers.
@@ -57,8 +75,14 @@ pub fn script(name: &str) -> String {
         "json" => r#"{"a": [1, 2]}"#.to_owned(),
         "markup" => "<script>alert(1)</script> and **bold**".to_owned(),
         "long" => "word ".repeat(100_000),
-        "pi" => shell(&[COMMAND]),
-        "opencode" => shell(&[COMMAND, ("description", "Make the file")]),
+        "numbers" => format!("[{}0]", "1, 2, ".repeat(10_000)),
+        "spelled" => "<tool_calls><invoke name=\"get_weather\"></invoke></tool_calls>".to_owned(),
+        "swapped" => format!("need a tool</think>Let me look.{SWAPPED}"),
+        "broken" => format!("{BEFORE_BREAKING} there!"),
+        "pi" => call("write", &[("path", "made.txt"), ("content", "made by a tool\n")]),
+        "opencode" => call("bash", &[COMMAND, ("description", "Make the file")]),
+        "codex" => call("exec_command", &[("cmd", COMMAND.1)]),
+        "claude" => call("Bash", &[COMMAND, ("description", "Make the file")]),
         "after a tool" => "</think>It is there.".to_owned(),
         _ => String::new(),
     }
@@ -82,34 +106,117 @@ pub struct Timing {
     pub prompt_token: Duration,
 }
 
+/// What the backend has done; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Work(Arc<Mutex<Option<Done>>>);
+
+#[derive(Debug, Clone, Copy)]
+pub struct Done {
+    pub steps: usize,
+    /// Time within steps.
+    pub busy: Duration,
+    /// Time on a processor between steps.
+    pub between: Duration,
+    /// The longest step that answers shared with a prompt, as it would be on an idle machine.
+    pub longest_shared: Duration,
+    begun: Instant,
+    ended_on_processor: Duration,
+    /// When the first step began and the last one ended.
+    pub first: Instant,
+    pub last: Instant,
+}
+
+impl Work {
+    /// Forgets it, and says what it was.
+    pub fn take(&self) -> Option<Done> {
+        self.0.lock().unwrap().take()
+    }
+
+    /// A step begins, with a pause of so long; some share it with a prompt.
+    fn begin(&self, pause: Duration, shared: bool) {
+        let now = Instant::now();
+        std::thread::sleep(pause);
+        let mut done = self.0.lock().unwrap();
+        match &mut *done {
+            None => {
+                *done = Some(Done {
+                    steps: 0,
+                    busy: Duration::ZERO,
+                    between: Duration::ZERO,
+                    longest_shared: Duration::ZERO,
+                    begun: now,
+                    ended_on_processor: Duration::ZERO,
+                    first: now,
+                    last: now,
+                });
+            }
+            Some(done) => {
+                done.begun = now;
+                if shared {
+                    done.longest_shared = done.longest_shared.max(pause);
+                }
+                done.between += on_processor().saturating_sub(done.ended_on_processor);
+            }
+        }
+    }
+
+    fn end(&self) {
+        if let Some(done) = &mut *self.0.lock().unwrap() {
+            done.ended_on_processor = on_processor();
+            done.last = Instant::now();
+            done.busy += done.last - done.begun;
+            done.steps += 1;
+        }
+    }
+}
+
+/// This thread's time on a processor, as of when it last paused.
+fn on_processor() -> Duration {
+    std::thread::sleep(Duration::from_micros(1));
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = stat.split(' ').next().and_then(|nanos| nanos.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or_default())
+}
+
 pub struct Scripted {
-    model: Arc<Model>,
+    config: Config,
     tokenizer: Arc<Tokenizer>,
     timing: Timing,
+    work: Option<Work>,
 }
 
 impl Scripted {
-    pub fn new(model: Arc<Model>, tokenizer: Arc<Tokenizer>, timing: Timing) -> Self {
-        Scripted { model, tokenizer, timing }
+    pub fn new(model: &Model, tokenizer: Arc<Tokenizer>, timing: Timing) -> Self {
+        let config = Config { vocab: tokenizer.len(), ..model.config.clone() };
+        Scripted { config, tokenizer, timing, work: None }
     }
 
-    fn next(&self, history: &[TokenId]) -> TokenId {
+    /// The same, and it notes what it does.
+    pub fn watched(self, work: Work) -> Self {
+        Scripted { work: Some(work), ..self }
+    }
+
+    fn next(&self, history: &[TokenId]) -> StageResult<TokenId> {
         let special = self.tokenizer.special();
         let Some(header) = history.iter().rposition(|t| *t == special.assistant) else {
-            return special.eos;
+            return Ok(special.eos);
         };
         let user = history[..header].iter().rposition(|t| *t == special.user).unwrap_or(0);
         let asked = self.tokenizer.decode(&history[user..header]);
-        let script = script(name_in(&asked));
+        let name = name_in(&asked);
+        let script = script(name);
         let said = self.tokenizer.decode(history.get(header + 2..).unwrap_or_default());
-        match script.strip_prefix(&said).filter(|rest| !rest.is_empty()) {
+        if name == "broken" && said == BEFORE_BREAKING {
+            return Err(BackendError::Device("a cable came loose".to_owned()));
+        }
+        Ok(match script.strip_prefix(&said).filter(|rest| !rest.is_empty()) {
             // Scripts are long; only the next token is asked for.
             Some(rest) => {
                 let end = rest.char_indices().nth(200).map_or(rest.len(), |(at, _)| at);
                 self.tokenizer.encode_with_markers(&rest[..end]).unwrap()[0]
             }
             None => special.eos,
-        }
+        })
     }
 }
 
@@ -123,7 +230,7 @@ impl Backend for Scripted {
     type Cache = Vec<TokenId>;
 
     fn config(&self) -> &Config {
-        &self.model.config
+        &self.config
     }
 
     fn cache_rounding(&self) -> CacheRounding {
@@ -144,7 +251,11 @@ impl Backend for Scripted {
 
     fn embed(&self, batch: &Batch) -> StageResult<Rows> {
         let prompt_tokens = batch.tokens.len() - batch.decode_rows;
-        std::thread::sleep(self.timing.step + self.timing.prompt_token * prompt_tokens as u32);
+        let pause = self.timing.step + self.timing.prompt_token * prompt_tokens as u32;
+        match &self.work {
+            Some(work) => work.begin(pause, prompt_tokens > 0 && batch.decode_rows > 0),
+            None => std::thread::sleep(pause),
+        }
         Ok(Rows { tokens: batch.tokens.clone(), next: vec![None; batch.tokens.len()] })
     }
 
@@ -189,7 +300,7 @@ impl Backend for Scripted {
             for row in span.rows.clone() {
                 cache.push(x.tokens[row]);
                 if batch.logit_rows.contains(&row) {
-                    x.next[row] = Some(self.next(cache));
+                    x.next[row] = Some(self.next(cache)?);
                 }
             }
         }
@@ -213,12 +324,15 @@ impl Backend for Scripted {
     }
 
     fn head(&self, batch: &Batch, x: Rows) -> StageResult<Vec<f32>> {
-        let vocab = self.model.config.vocab;
+        let vocab = self.config.vocab;
         let mut logits = vec![0.0; batch.logit_rows.len() * vocab];
         for (row, logits) in batch.logit_rows.iter().zip(logits.chunks_mut(vocab)) {
             if let Some(next) = x.next[*row] {
                 logits[next as usize] = 30.0;
             }
+        }
+        if let Some(work) = &self.work {
+            work.end();
         }
         Ok(logits)
     }
@@ -228,16 +342,16 @@ impl Backend for Scripted {
     }
 
     /// The tokens travel in the window of the first layer.
-    fn frontier(&self, cache: &Vec<TokenId>, position: usize) -> Frontier {
+    fn frontier(&self, cache: &Vec<TokenId>, position: usize) -> StageResult<Frontier> {
         let window = cache[..position].iter().flat_map(|token| token.to_le_bytes()).collect();
         let layer = || LayerFrontier {
             window: Vec::new(),
             compressor: Default::default(),
             indexer: Default::default(),
         };
-        let mut layers: Vec<_> = self.model.config.layers.iter().map(|_| layer()).collect();
+        let mut layers: Vec<_> = self.config.layers.iter().map(|_| layer()).collect();
         layers[0].window = window;
-        Frontier { position, layers }
+        Ok(Frontier { position, layers })
     }
 
     fn set_frontier(&self, cache: &mut Vec<TokenId>, frontier: &Frontier) -> StageResult {
@@ -247,8 +361,8 @@ impl Backend for Scripted {
         Ok(())
     }
 
-    fn layer_rows(&self, _: &Vec<TokenId>, _: usize) -> LayerRows {
-        LayerRows::default()
+    fn layer_rows(&self, _: &Vec<TokenId>, _: usize) -> StageResult<LayerRows> {
+        Ok(LayerRows::default())
     }
 
     fn set_layer_rows(&self, _: &mut Vec<TokenId>, _: usize, _: &LayerRows) -> StageResult {
