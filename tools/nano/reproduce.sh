@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything from package downloads to the exported model: sh reproduce.sh WORK_FOLDER
 # Needs Debian 12 (apt-get), pip, Python 3.11+ with the packages in requirements.txt, a CUDA GPU
-# with 40 GB or more, and the ds4 program (or $DS4 naming it). The four training calls took 185, 500, 252 and
+# with 40 GB or more, and the ds4 program (in $PATH, or $DS4 with its full path). The four training calls took 185, 500, 252 and
 # 145 seconds on one H100, compiling not counted.
 set -eu
 work=$(realpath -m "$1")
