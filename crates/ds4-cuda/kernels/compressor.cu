@@ -1,5 +1,6 @@
-// What follows the projections of an attention input: the key/value row is finished, and the
-// compressors take their inputs and emit the rows that become complete.
+// What follows the projections of an attention input: the query latent is normalised, the
+// key/value row finished, and the compressors take their inputs and emit the rows that become
+// complete. None of these needs another, so that one launch does them all.
 
 #include "rows.cuh"
 
@@ -166,14 +167,20 @@ __device__ inline void finish_key_value(const float* raw, u32 stride, const floa
     encode_kv(x, threadIdx.x, rounding, kv_rows + (u64)row * kv_row_bytes(rounding));
 }
 
-// Key/value rows of the rows from `first_row`, one block each.
-extern "C" __global__ void __launch_bounds__(KV_THREADS) key_value_rows(
-    u32 first_row, const float* raw, u32 stride, const float* norm, const float2* rotations,
-    float epsilon, int rounding, u8* kv_rows) {
-    wait_for_dependencies();
-    launch_dependents();
-    finish_key_value(raw, stride, norm, rotations, first_row + blockIdx.x, epsilon, rounding,
-                     kv_rows);
+// Normalises a query latent, to halves and what they leave over.
+__device__ inline void finish_latent(const float* raw, u32 stride, u32 width, const float* norm,
+                                     u32 row, float epsilon, u16* latent, u16* latent_low) {
+    __shared__ float scratch[POOL_THREADS / WARP];
+    const float* own = raw + (u64)row * stride;
+    float squares = 0;
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) squares += own[i] * own[i];
+    float scale = 1.0f / sqrtf(block_sum(squares, scratch) / width + epsilon);
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        float x = own[i] * scale * norm[i];
+        u16 high = float_to_half(x);
+        latent[(u64)row * width + i] = high;
+        latent_low[(u64)row * width + i] = float_to_half(x - half_to_float(high));
+    }
 }
 
 __device__ inline CompressorInputs compressor_inputs(const LayerCache& cache, const float* values,
@@ -190,28 +197,49 @@ __device__ inline CompressorInputs index_inputs(const LayerCache& cache, const f
     return {values, scores, stride, cache.index_values, cache.index_scores, bias, width, 4};
 }
 
-// Feeds the compressor (blockIdx.y 0) and the indexer's (1) with the rows from `first_row`.
+// Parts of `finish_inputs`; mirrored in src/stages/compressor.rs.
+enum Part { COMPRESSOR, INDEX_COMPRESSOR, KEY_VALUES, LATENT };
+
+// The part of this block: the blockIdx.y-th of those in the set.
+__device__ inline u32 own_part(u32 parts) {
+    u32 part = 0;
+    for (u32 before = blockIdx.y; !(parts >> part & 1) || before-- > 0;) ++part;
+    return part;
+}
+
+// Some parts of what follows the projections, for the rows from `first_row`: grid [rows, parts].
 //
-// `store` keeps the inputs as well. That is safe for spans of at most MAX_REWIND rows: no slot is
-// overwritten that another row of the span still reads. Longer ones leave it to `store_inputs`.
-extern "C" __global__ void __launch_bounds__(POOL_THREADS) compress_rows(
+// `store` keeps the compressors' inputs as well. That is safe for spans of at most MAX_REWIND rows:
+// no slot is overwritten that another row of the span still reads. Longer ones leave it to
+// `store_inputs`.
+extern "C" __global__ void __launch_bounds__(POOL_THREADS) finish_inputs(
     Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, int ratio,
-    const float* values, const float* scores, u32 stride, const float* bias, const float* norm,
-    const float* index_values, const float* index_scores, u32 index_stride,
+    u32 parts, const float* values, const float* scores, u32 stride, const float* bias,
+    const float* norm, const float* index_values, const float* index_scores, u32 index_stride,
     const float* index_bias, const float* index_norm, const float* frequencies, float epsilon,
-    int rounding, int store) {
+    int rounding, int store, const float* raw_kv, u32 kv_stride, const float* kv_norm,
+    const float2* rotations, u8* kv_rows, const float* raw_latent, u32 latent_stride,
+    u32 latent_width, const float* latent_norm, u16* latent, u16* latent_low) {
     wait_for_dependencies();
     launch_dependents();
-    u32 row = first_row + blockIdx.x;
-    const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
-    if (blockIdx.y == 0) {
-        CompressorInputs in = compressor_inputs(cache, values, scores, stride, bias, ratio);
-        compress_row<false>(in, step, row, cache.rows, norm, frequencies, epsilon, rounding, store);
+    u32 row = first_row + blockIdx.x, part = own_part(parts);
+    if (part == LATENT) {
+        finish_latent(raw_latent, latent_stride, latent_width, latent_norm, row, epsilon, latent,
+                      latent_low);
+    } else if (part == KEY_VALUES) {
+        finish_key_value(raw_kv, kv_stride, kv_norm, rotations, row, epsilon, rounding, kv_rows);
     } else {
-        CompressorInputs in =
-            index_inputs(cache, index_values, index_scores, index_stride, index_bias);
-        compress_row<true>(in, step, row, cache.index_keys, index_norm, frequencies, epsilon,
-                           rounding, store);
+        const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
+        if (part == COMPRESSOR) {
+            CompressorInputs in = compressor_inputs(cache, values, scores, stride, bias, ratio);
+            compress_row<false>(in, step, row, cache.rows, norm, frequencies, epsilon, rounding,
+                                store);
+        } else {
+            CompressorInputs in =
+                index_inputs(cache, index_values, index_scores, index_stride, index_bias);
+            compress_row<true>(in, step, row, cache.index_keys, index_norm, frequencies, epsilon,
+                               rounding, store);
+        }
     }
 }
 

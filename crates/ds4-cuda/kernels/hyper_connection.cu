@@ -184,24 +184,3 @@ extern "C" __global__ void __launch_bounds__(1024) read_streams(
         x_low[(size_t)to * hidden + c] = float_to_half(v - half_to_float(high));
     }
 }
-
-// One block per row: `in [n, in_stride]`, of which `width` columns are RMS-normalised with `norm`,
-// as halves and what they leave over [n, width].
-extern "C" __global__ void __launch_bounds__(256) normalise_rows(
-    const float* in, int in_stride, const float* norm, float epsilon, int width, u16* out,
-    u16* out_low
-) {
-    __shared__ float scratch[8];
-    launch_dependents();
-    wait_for_dependencies();
-    const float* own = in + (size_t)blockIdx.x * in_stride;
-    float squares = 0.0f;
-    for (int c = threadIdx.x; c < width; c += blockDim.x) squares += own[c] * own[c];
-    float scale = 1.0f / sqrtf(block_sum(squares, scratch) / width + epsilon);
-    for (int c = threadIdx.x; c < width; c += blockDim.x) {
-        float v = own[c] * scale * norm[c];
-        u16 high = float_to_half(v);
-        out[(size_t)blockIdx.x * width + c] = high;
-        out_low[(size_t)blockIdx.x * width + c] = float_to_half(v - half_to_float(high));
-    }
-}

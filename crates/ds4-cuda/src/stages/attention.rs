@@ -1,11 +1,11 @@
-//! Launches of the attention kernels (kernels/key_value.cu, compressor.cu, attention.cu).
+//! Launches of the kernels in kernels/key_value.cu and kernels/attention.cu.
 
 use std::ops::Range;
 
 use ds4_engine::{backend::StageResult, rope::PAIRS, rows::CacheRounding};
 use ds4_model::config::{HEAD_DIM, LayerKind};
 
-use crate::device::{Arg, Buffer, Device, Pointer, StepPointers, args};
+use crate::device::{Buffer, Device, Pointer, StepPointers, args};
 
 /// Splits of a query's rows in decoding, at most; mirrors MAX_SPLITS in kernels/attention.cu.
 pub const MAX_SPLITS: usize = 16;
@@ -47,6 +47,10 @@ pub struct Products {
     pub pointer: Pointer,
     /// Elements from one row to the next, a multiple of 4.
     pub stride: usize,
+}
+
+impl Products {
+    pub(super) const NONE: Products = Products { pointer: Pointer::NULL, stride: 0 };
 }
 
 /// Operands of the attention proper.
@@ -91,34 +95,8 @@ pub fn rotations(
     out: Pointer,
 ) -> StageResult {
     let blocks = (2 * rows * PAIRS).div_ceil(THREADS);
-    let args = args![Arg::value(step), rows, frequencies, out];
+    let args = args![step, rows, frequencies, out];
     device.launch("rotations", [blocks, 1, 1], THREADS, 0, args)
-}
-
-/// Normalises the raw key/value rows, rotates them and encodes them to `kv_rows`.
-pub fn finish_key_values(
-    layer: &AttentionLayer<'_>,
-    rows: Range<usize>,
-    raw: Products,
-    norm: Pointer,
-    kv_rows: &Buffer<u8>,
-) -> StageResult {
-    layer.device.launch(
-        "key_value_rows",
-        [rows.len(), 1, 1],
-        HEAD_DIM / 4,
-        0,
-        args![
-            rows.start,
-            raw.pointer,
-            raw.stride,
-            norm,
-            layer.rotations,
-            layer.epsilon,
-            layer.rounds(),
-            kv_rows.pointer()
-        ],
-    )
 }
 
 /// Attention of rows in short spans (at most [`MAX_REWIND`](ds4_engine::MAX_REWIND) rows each),
@@ -138,7 +116,7 @@ pub fn attend_decode(
         THREADS,
         shared_bytes(1, SHORT_CHUNK),
         args![
-            Arg::value(layer.step),
+            layer.step,
             rows.start,
             layer.caches,
             layer.layer,
@@ -163,7 +141,7 @@ pub fn attend_decode(
         HEAD_DIM / 4,
         0,
         args![
-            Arg::value(layer.step),
+            layer.step,
             rows.start,
             layer.kind.ratio(),
             a.heads,
@@ -190,7 +168,7 @@ pub fn attend_prefill(
         THREADS,
         shared_bytes(tiles, chunk),
         args![
-            Arg::value(layer.step),
+            layer.step,
             rows.start,
             layer.caches,
             layer.layer,
@@ -223,7 +201,7 @@ pub fn store_window(
         128,
         0,
         args![
-            Arg::value(layer.step),
+            layer.step,
             rows.start,
             layer.caches,
             layer.layer,

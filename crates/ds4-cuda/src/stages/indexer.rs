@@ -1,4 +1,4 @@
-//! Launches of the indexer's kernels (kernels/indexer.cu).
+//! Launches of the kernels in kernels/indexer.cu.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use ds4_engine::backend::StageResult;
 use ds4_model::config::INDEX_DIM;
 
 use super::attention::{AttentionLayer, Products};
-use crate::device::{Arg, Buffer, args};
+use crate::device::{Buffer, args};
 
 /// Threads of the scoring kernel, and keys that such a block scores at a time.
 const SCORE_THREADS: usize = 256;
@@ -63,7 +63,7 @@ fn score(layer: &AttentionLayer<'_>, rows: Range<usize>, s: &Select<'_>) -> Stag
         SCORE_THREADS,
         heads * (2 * INDEX_DIM + size_of::<f32>()),
         args![
-            Arg::value(layer.step),
+            layer.step,
             rows.start,
             layer.caches,
             layer.layer,
@@ -91,7 +91,7 @@ fn choose(layer: &AttentionLayer<'_>, rows: Range<usize>, s: &Select<'_>) -> Sta
         SELECT_THREADS,
         cached * size_of::<u32>(),
         args![
-            Arg::value(layer.step),
+            layer.step,
             rows.start,
             s.top_k,
             s.scores.pointer(),

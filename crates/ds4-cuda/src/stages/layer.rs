@@ -9,7 +9,7 @@ use ds4_model::config::{Config, HEAD_DIM, INDEX_DIM, LayerKind};
 
 use super::{
     attention::{self, Attend, AttentionLayer, Partials, Products},
-    compressor::{self, Compressor},
+    compressor::{self, Compressor, Inputs, KeyValues, Latent},
     experts::ExpertStage,
     hyper_connection::{self, Pending, Reader},
     indexer::{self, Select},
@@ -51,10 +51,7 @@ impl Stages<'_> {
         self.embed()?;
         for (l, layer) in self.config.layers.iter().enumerate() {
             self.hc_pre(l, Sublayer::Attention)?;
-            self.project_qkv(l)?;
-            if layer.kind != LayerKind::Swa {
-                self.compress(l)?;
-            }
+            self.project_and_compress(l)?;
             if layer.kind == LayerKind::Csa {
                 self.select_rows(l)?;
             }
@@ -109,44 +106,68 @@ impl Stages<'_> {
     }
 
     pub fn project_qkv(&self, layer: usize) -> StageResult {
-        let (s, w) = (self.scratch, &self.weights.layers[layer].attn);
-        let (q_rank, rows) = (self.config.q_rank, self.shape.rows);
-        self.products(&s.layers[layer].attention_input)?;
-        self.device.launch(
-            "normalise_rows",
-            [rows, 1, 1],
-            256,
-            0,
-            args![
-                s.raw_latent.pointer(),
-                q_rank,
-                w.q_a_norm.pointer(),
-                self.config.rms_epsilon,
-                q_rank,
-                s.latent.pointer(),
-                s.latent_low.pointer()
-            ],
-        )?;
-        self.products(&s.layers[layer].queries)?;
-        let raw = Products { pointer: s.raw_kv.pointer(), stride: HEAD_DIM };
-        let attention = self.attention(layer);
-        attention::finish_key_values(&attention, 0..rows, raw, w.kv_norm.pointer(), &s.kv_rows)
+        self.project(layer, &self.projected(layer))
     }
 
     pub fn compress(&self, layer: usize) -> StageResult {
+        self.finish_inputs(layer, &self.compressed(layer))
+    }
+
+    /// Both in one: nothing in a layer's compressors waits for its queries.
+    fn project_and_compress(&self, layer: usize) -> StageResult {
+        let Inputs { latent, key_values, .. } = self.projected(layer);
+        self.project(layer, &Inputs { latent, key_values, ..self.compressed(layer) })
+    }
+
+    /// The projections, with `inputs` finished before the queries need their latent.
+    fn project(&self, layer: usize, inputs: &Inputs<'_>) -> StageResult {
+        let products = &self.scratch.layers[layer];
+        self.products(&products.attention_input)?;
+        self.finish_inputs(layer, inputs)?;
+        self.products(&products.queries)
+    }
+
+    fn finish_inputs(&self, layer: usize, inputs: &Inputs<'_>) -> StageResult {
+        let Shape { rows, decode_rows, .. } = self.shape;
+        compressor::finish_inputs(&self.attention(layer), rows, decode_rows, inputs)
+    }
+
+    fn projected(&self, layer: usize) -> Inputs<'_> {
+        let (s, w) = (self.scratch, &self.weights.layers[layer].attn);
+        let width = self.config.q_rank;
+        let latent = Latent {
+            raw: Products { pointer: s.raw_latent.pointer(), stride: width },
+            width,
+            norm: w.q_a_norm.pointer(),
+            out: &s.latent,
+            low: &s.latent_low,
+        };
+        let key_values = KeyValues {
+            raw: Products { pointer: s.raw_kv.pointer(), stride: HEAD_DIM },
+            norm: w.kv_norm.pointer(),
+            rows: &s.kv_rows,
+        };
+        Inputs { latent: Some(latent), key_values: Some(key_values), ..Inputs::default() }
+    }
+
+    fn compressed(&self, layer: usize) -> Inputs<'_> {
         let (s, w) = (self.scratch, &self.weights.layers[layer]);
-        let Some(c) = &w.compressor else { return Ok(()) };
-        let compressor = compressor_of(c, &s.values, &s.scores);
-        let index = w.indexer.as_ref();
-        let index = index.map(|i| compressor_of(&i.compressor, &s.index_values, &s.index_scores));
-        compressor::compress(
-            &self.attention(layer),
-            self.shape.rows,
-            self.shape.decode_rows,
-            &compressor,
-            index.as_ref(),
-            self.frequencies.at(PAIRS),
-        )
+        let part = |c: &weights::Compressor, values: &Buffer<f32>, scores: &Buffer<f32>| {
+            let products = |b: &Buffer<f32>| Products { pointer: b.pointer(), stride: c.kv.rows };
+            Compressor {
+                values: products(values),
+                scores: products(scores),
+                bias: c.position_bias.pointer(),
+                norm: c.norm.pointer(),
+                frequencies: self.frequencies.at(PAIRS),
+            }
+        };
+        let index = w.indexer.as_ref().map(|i| &i.compressor);
+        Inputs {
+            compressor: w.compressor.as_ref().map(|c| part(c, &s.values, &s.scores)),
+            index: index.map(|c| part(c, &s.index_values, &s.index_scores)),
+            ..Inputs::default()
+        }
     }
 
     pub fn select_rows(&self, layer: usize) -> StageResult {
@@ -264,19 +285,5 @@ impl Stages<'_> {
             decode_rows: self.shape.decode_rows,
             rows: self.shape.rows,
         }
-    }
-}
-
-fn compressor_of(
-    c: &weights::Compressor,
-    values: &Buffer<f32>,
-    scores: &Buffer<f32>,
-) -> Compressor {
-    let inputs = |b: &Buffer<f32>| Products { pointer: b.pointer(), stride: c.kv.rows };
-    Compressor {
-        values: inputs(values),
-        scores: inputs(scores),
-        bias: c.position_bias.pointer(),
-        norm: c.norm.pointer(),
     }
 }

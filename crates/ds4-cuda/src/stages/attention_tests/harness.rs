@@ -17,7 +17,7 @@ use crate::{
     device::{Buffer, Device},
     stages::{
         attention::{self, Attend, AttentionLayer, Partials, Products, partial_len},
-        compressor::{self, Compressor},
+        compressor::{self, Compressor, Inputs, KeyValues, Latent},
         indexer::{self, Select},
     },
     step::StepPointers,
@@ -30,6 +30,8 @@ const LAYERS: usize = 2;
 /// Key/value rows before their norm are columns of a wider product.
 const RAW_STRIDE: usize = HEAD_DIM + 64;
 const RAW_OFFSET: usize = 64;
+/// Width of the query latent.
+const LATENT: usize = 96;
 /// An epsilon beside which a row's squares vanish, and a norm's weight that undoes it.
 const NEUTRAL_EPSILON: f32 = 1.0995116e12;
 const NEUTRAL_NORM: f32 = 1048576.0;
@@ -69,6 +71,7 @@ pub struct Harness {
 }
 
 struct Weights {
+    latent_norm: Vector,
     kv_norm: Vector,
     norm: Vector,
     bias: Vector,
@@ -95,9 +98,10 @@ struct Row {
 }
 
 /// The rows of a step, and their random inputs.
-struct Inputs {
+struct Given {
     rows: Vec<Row>,
     decode_rows: usize,
+    raw_latent: Vec<f32>,
     raw_kv: Vec<f32>,
     /// Values and scores side by side.
     inputs: Vec<f32>,
@@ -113,6 +117,9 @@ struct Work {
     decode_rows: usize,
     table: Buffer<LayerPointers>,
     step: Buffer<u32>,
+    raw_latent: Buffer<f32>,
+    latent: Buffer<u16>,
+    latent_low: Buffer<u16>,
     raw_kv: Buffer<f32>,
     inputs: Buffer<f32>,
     index_inputs: Buffer<f32>,
@@ -144,6 +151,7 @@ impl Harness {
         );
         let frequencies = [plain, yarn].concat();
         let weights = Weights {
+            latent_norm: vector(LATENT, 1.0),
             kv_norm: vector(HEAD_DIM, 1.0),
             norm: vector(HEAD_DIM, 1.0),
             bias: vector(ratio * width, 0.0),
@@ -223,8 +231,9 @@ impl Harness {
         let norm = self.device.buffer(&vec![NEUTRAL_NORM; HEAD_DIM]).expect("memory");
         let layer = AttentionLayer { epsilon: NEUTRAL_EPSILON, ..self.layer(&work) };
         let raw = Products { pointer: raw.pointer(), stride: HEAD_DIM };
-        attention::finish_key_values(&layer, 0..n, raw, norm.pointer(), &work.kv_rows)
-            .expect("a launch");
+        let key_values = KeyValues { raw, norm: norm.pointer(), rows: &work.kv_rows };
+        let inputs = Inputs { key_values: Some(key_values), ..Inputs::default() };
+        compressor::finish_inputs(&layer, n, 0, &inputs).expect("a launch");
         self.device.download(&work.kv_rows, 0..work.kv_rows.len()).expect("rows")
     }
 
@@ -248,9 +257,9 @@ impl Harness {
             let layer = AttentionLayer { epsilon: NEUTRAL_EPSILON, ..self.layer(&work) };
             let (compressor, mut index) = self.compressors(&work);
             (index.norm, index.bias) = (norm.pointer(), bias.pointer());
-            let frequencies = self.weights.frequencies.pointer();
-            compressor::compress(&layer, 4, 4, &compressor, Some(&index), frequencies)
-                .expect("a launch");
+            let inputs =
+                Inputs { compressor: Some(compressor), index: Some(index), ..Inputs::default() };
+            compressor::finish_inputs(&layer, 4, 4, &inputs).expect("a launch");
             out.extend(session[0].cache.layer_rows(LAYER).expect("rows").index_keys);
         }
         assert_eq!(out.len(), n * self.shape.rounding.index_codec().row_bytes());
@@ -268,7 +277,7 @@ impl Harness {
         work
     }
 
-    fn inputs(&mut self, sessions: &[Session], spans: &[(usize, usize)]) -> Inputs {
+    fn inputs(&mut self, sessions: &[Session], spans: &[(usize, usize)]) -> Given {
         let mut rows = Vec::new();
         let mut decode_rows = 0;
         for &(session, len) in spans {
@@ -287,9 +296,10 @@ impl Harness {
         let (n, shape, random) = (rows.len(), self.shape, &mut self.random);
         let width = shape.kind.compressor_width();
         let queries = normals(random, n * shape.heads * HEAD_DIM);
-        Inputs {
+        Given {
             rows,
             decode_rows,
+            raw_latent: normals(random, n * (LATENT + 4)),
             raw_kv: normals(random, n * RAW_STRIDE),
             inputs: normals(random, n * 2 * width),
             index_inputs: normals(random, n * 4 * INDEX_DIM),
@@ -299,7 +309,7 @@ impl Harness {
         }
     }
 
-    fn work(&self, sessions: &[Session], inputs: &Inputs) -> Work {
+    fn work(&self, sessions: &[Session], inputs: &Given) -> Work {
         let (device, shape, n) = (&self.device, self.shape, inputs.rows.len());
         let partial = partial_len(inputs.decode_rows.max(1), shape.heads);
         let row_bytes = shape.rounding.kv_codec().row_bytes();
@@ -310,6 +320,9 @@ impl Harness {
             decode_rows: inputs.decode_rows,
             table: device.alloc(sessions.len() * LAYERS).expect("memory"),
             step: device.alloc(5 * n).expect("memory"),
+            raw_latent: floats(inputs.raw_latent.len()),
+            latent: halves(n * LATENT),
+            latent_low: halves(n * LATENT),
             raw_kv: floats(inputs.raw_kv.len()),
             inputs: floats(inputs.inputs.len()),
             index_inputs: floats(inputs.index_inputs.len()),
@@ -326,7 +339,7 @@ impl Harness {
         }
     }
 
-    fn upload(&self, work: &mut Work, sessions: &mut [Session], inputs: &Inputs) {
+    fn upload(&self, work: &mut Work, sessions: &mut [Session], inputs: &Given) {
         for (i, session) in sessions.iter_mut().enumerate() {
             let added = inputs.rows.iter().filter(|row| row.session == i).count();
             session.cache.reserve(session.position() + added).expect("memory for rows");
@@ -344,6 +357,7 @@ impl Harness {
         let done = d
             .upload(&mut work.table, 0, &table)
             .and_then(|()| d.upload(&mut work.step, 0, &step))
+            .and_then(|()| d.upload(&mut work.raw_latent, 0, &inputs.raw_latent))
             .and_then(|()| d.upload(&mut work.raw_kv, 0, &inputs.raw_kv))
             .and_then(|()| d.upload(&mut work.inputs, 0, &inputs.inputs))
             .and_then(|()| d.upload(&mut work.index_inputs, 0, &inputs.index_inputs))
@@ -358,16 +372,24 @@ impl Harness {
         let (n, decode_rows) = (work.rows, work.decode_rows);
         let layer = self.layer(work);
         self.rotate(work);
-        let raw = Products { pointer: work.raw_kv.at(RAW_OFFSET), stride: RAW_STRIDE };
-        let norm = self.weights.kv_norm.device.pointer();
-        attention::finish_key_values(&layer, 0..n, raw, norm, &work.kv_rows).expect("a launch");
         let (compressor, index) = self.compressors(work);
-        let yarn = self.weights.frequencies.at(rope::PAIRS);
-        if self.shape.kind != LayerKind::Swa {
-            let index = (self.shape.kind == LayerKind::Csa).then_some(&index);
-            compressor::compress(&layer, n, decode_rows, &compressor, index, yarn)
-                .expect("a launch");
-        }
+        let inputs = Inputs {
+            latent: Some(Latent {
+                raw: Products { pointer: work.raw_latent.pointer(), stride: LATENT + 4 },
+                width: LATENT,
+                norm: self.weights.latent_norm.device.pointer(),
+                out: &work.latent,
+                low: &work.latent_low,
+            }),
+            key_values: Some(KeyValues {
+                raw: Products { pointer: work.raw_kv.at(RAW_OFFSET), stride: RAW_STRIDE },
+                norm: self.weights.kv_norm.device.pointer(),
+                rows: &work.kv_rows,
+            }),
+            compressor: (self.shape.kind != LayerKind::Swa).then_some(compressor),
+            index: (self.shape.kind == LayerKind::Csa).then_some(index),
+        };
+        compressor::finish_inputs(&layer, n, decode_rows, &inputs).expect("launches");
         if self.shape.kind == LayerKind::Csa {
             self.select(work, &work.key_scores, &work.selected);
         }
@@ -423,6 +445,7 @@ impl Harness {
                 scores: products(width.min(inputs.len())),
                 bias: bias.device.pointer(),
                 norm: norm.device.pointer(),
+                frequencies: self.weights.frequencies.at(rope::PAIRS),
             }
         };
         let (w, width) = (&self.weights, self.shape.kind.compressor_width());

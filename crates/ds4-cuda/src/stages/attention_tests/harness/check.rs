@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 
+use ds4_cpu::reference::rms_norm;
 use ds4_engine::{
     backend::{CompressorInputs, Frontier, LayerFrontier, LayerRows, compressor_tail},
     rope::{Rotation, rotation},
     rows::{CacheRounding, RowCodec},
 };
 use ds4_model::config::{Config, HEAD_DIM, INDEX_DIM, LayerKind, WINDOW};
+use half::f16;
 
-use super::{EPSILON, Harness, Inputs, LAYER, RAW_OFFSET, RAW_STRIDE, Shape, Vector, Work};
+use super::{EPSILON, Given, Harness, LATENT, LAYER, RAW_OFFSET, RAW_STRIDE, Shape, Vector, Work};
 use super::{head_stride, normals};
 use crate::{
     cache::Cache,
@@ -142,7 +144,8 @@ fn stored(random: &mut fastrand::Rng, codec: RowCodec) -> Vec<u8> {
 
 impl Harness {
     /// Compares a step's results, stage by stage, and records them.
-    pub(super) fn check(&mut self, work: &Work, sessions: &mut [Session], inputs: &Inputs) {
+    pub(super) fn check(&mut self, work: &Work, sessions: &mut [Session], inputs: &Given) {
+        self.check_latents(work, inputs);
         self.check_key_values(work, sessions, inputs);
         if self.shape.kind != LayerKind::Swa {
             self.check_compressor(sessions, inputs, false);
@@ -159,7 +162,22 @@ impl Harness {
         }
     }
 
-    fn check_key_values(&self, work: &Work, sessions: &mut [Session], inputs: &Inputs) {
+    /// Two halves hold 22 bits of a latent.
+    fn check_latents(&self, work: &Work, inputs: &Given) {
+        let download = |b| self.device.download(b, 0..b.len()).expect("latents");
+        let (high, low) = (download(&work.latent), download(&work.latent_low));
+        for (i, raw) in inputs.raw_latent.chunks_exact(LATENT + 4).enumerate() {
+            let mut expected = raw[..LATENT].to_vec();
+            rms_norm(&mut expected, Some(&self.weights.latent_norm.host), EPSILON);
+            let halves = chunk(&high, i, LATENT).iter().zip(chunk(&low, i, LATENT));
+            for (x, (high, low)) in expected.iter().zip(halves) {
+                let found = f16::from_bits(*high).to_f32() + f16::from_bits(*low).to_f32();
+                assert!((x - found).abs() <= 1e-6 * x.abs().max(0.1), "{found}, expected {x}");
+            }
+        }
+    }
+
+    fn check_key_values(&self, work: &Work, sessions: &mut [Session], inputs: &Given) {
         let codec = self.shape.rounding.kv_codec();
         let stored = self.device.download(&work.kv_rows, 0..work.kv_rows.len()).expect("rows");
         let mut expected = Vec::new();
@@ -174,7 +192,7 @@ impl Harness {
     }
 
     /// The layer's compressor, or the indexer's.
-    fn check_compressor(&self, sessions: &mut [Session], inputs: &Inputs, index: bool) {
+    fn check_compressor(&self, sessions: &mut [Session], inputs: &Given, index: bool) {
         let (w, shape) = (&self.weights, self.shape);
         let (codec, width, given, bias, norm) = if index {
             let codec = shape.rounding.index_codec();
@@ -207,7 +225,7 @@ impl Harness {
         }
     }
 
-    fn check_selection(&mut self, work: &Work, sessions: &[Session], inputs: &Inputs) {
+    fn check_selection(&mut self, work: &Work, sessions: &[Session], inputs: &Given) {
         let (shape, device) = (self.shape, &self.device);
         let found = device.download(&work.key_scores, 0..work.key_scores.len()).expect("scores");
         let selected = device.download(&work.selected, 0..work.selected.len()).expect("rows");
@@ -235,7 +253,7 @@ impl Harness {
         assert!(off * 50 <= checked.max(50), "scores of {off} queries of {checked} are off");
     }
 
-    fn check_attention(&self, work: &Work, sessions: &[Session], inputs: &Inputs) {
+    fn check_attention(&self, work: &Work, sessions: &[Session], inputs: &Given) {
         let (shape, codec) = (self.shape, self.shape.rounding.kv_codec());
         let out = self.device.download(&work.out, 0..work.out.len()).expect("attention");
         let selected = self.device.download(&work.selected, 0..work.selected.len());
