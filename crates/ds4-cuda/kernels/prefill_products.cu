@@ -139,18 +139,39 @@ __device__ inline void multiply_block_of(
 #undef CASE
 }
 
-// Calls put(token, row of the tile, n, i) for each sum at[…][n][i] that the lane holds of a tile.
-template <int PARTS, int TOKENS, typename Put>
-__device__ inline void each_sum(const BlockSums<PARTS, TOKENS>&, int count, Put put) {
+// Brings results into the order of memory. Each warp has TILES tiles of 16 rows, one after the
+// other in `staged` [8·TOKENS, ROWS]; value(tile, n, i) is what sums at[…][n][i] come to. Then
+// put(token, row, four of its results) is called for every fourth of the ROWS rows of each token.
+template <int TILES, int TOKENS, typename Value, typename Put>
+__device__ inline void write_results(uint4* shared, int count, Value value, Put put) {
+    constexpr int ROWS = 16 * TILES * WARPS;
+    float* staged = (float*)shared;
     int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    int first = threadIdx.x / WARP * 16 * TILES + g;
+    // Tokens are a multiple of all banks apart: every second one is shifted by eight rows.
 #pragma unroll
-    for (int n = 0; n < TOKENS; ++n) {
+    for (int p = 0; p < TILES; ++p) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            int token = 8 * n + 2 * t + i % 2;
-            if (token < count) put(token, g + i / 2 * 8, n, i);
+        for (int half = 0; half < 2; ++half) {
+            float* to = staged + 2 * t * ROWS + (first + 16 * p + 8 * half ^ 8 * t);
+#pragma unroll
+            for (int n = 0; n < TOKENS; ++n) {
+                to[8 * n * ROWS] = value(p, n, 2 * half);
+                to[(8 * n + 1) * ROWS] = value(p, n, 2 * half + 1);
+            }
         }
     }
+    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count * (ROWS / 4); i += WARPS * WARP) {
+        int token = i / (ROWS / 4), row = i % (ROWS / 4) * 4;
+        put(token, row, *(const float4*)(staged + token * ROWS + (row ^ token / 2 % 4 * 8)));
+    }
+    __syncthreads();
+}
+
+__device__ inline uint2 to_halves(float4 v) {
+    return make_uint2(pack_half2(v.x, v.y), pack_half2(v.z, v.w));
 }
 
 // ---- Dense products --------------------------------------------------------------------------
@@ -158,6 +179,37 @@ __device__ inline void each_sum(const BlockSums<PARTS, TOKENS>&, int count, Put 
 // Tiles of a warp, activation rows of a block (in eights).
 #define DENSE_PARTS 2
 #define DENSE_TOKENS 16
+
+// Four results of a token, as far as the matrix has rows.
+__device__ inline void put_results(const Product& p, int token, int row, float4 y) {
+    size_t at = (size_t)token * p.out_stride + row;
+    bool whole = row + 4 <= p.rows;
+    if (p.out) {
+        float* out = p.out + at;
+        if (whole && (size_t)out % sizeof(float4) == 0) {
+            *(float4*)out = y;
+        } else {
+            float v[] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                if (row + k < p.rows) out[k] = v[k];
+            }
+        }
+    }
+    if (p.out_half) {
+        u16* out = p.out_half + at;
+        uint2 halves = to_halves(y);
+        if (whole && (size_t)out % sizeof(uint2) == 0) {
+            *(uint2*)out = halves;
+        } else {
+            u32 v[] = {halves.x, halves.x >> 16, halves.y, halves.y >> 16};
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                if (row + k < p.rows) out[k] = (u16)v[k];
+            }
+        }
+    }
+}
 
 // Grid: (blocks of 128 activation rows, blocks of 128 weight rows over all products; 64 rows for
 // a pair). Rows of the step from `first_row` to `end_row`.
@@ -178,12 +230,12 @@ __device__ inline void dense(
     rows[threadIdx.x] = first + min((int)threadIdx.x, tokens - 1);
     bool pair = p.up.weights != nullptr;
     int tiles = (p.rows + 15) / 16, block = blockIdx.y - p.first_block;
-    int own_tile[DENSE_PARTS], tile[DENSE_PARTS];
+    int tile[DENSE_PARTS];
     Planes w[DENSE_PARTS];
 #pragma unroll
     for (int i = 0; i < DENSE_PARTS; ++i) {
-        own_tile[i] = pair ? block * WARPS + warp : (block * WARPS + warp) * DENSE_PARTS + i;
-        tile[i] = p.first_tile + min(own_tile[i], tiles - 1);
+        int own_tile = pair ? block * WARPS + warp : (block * WARPS + warp) * DENSE_PARTS + i;
+        tile[i] = p.first_tile + min(own_tile, tiles - 1);
         w[i] = pair && i ? p.up : p.weights;
     }
     wait_for_dependencies();
@@ -193,18 +245,18 @@ __device__ inline void dense(
     Batch b = {rows, p.x, p.x_low, p.x_stride, tokens};
     multiply_block_of<TYPES, DENSE_PARTS, DENSE_TOKENS>(
         p.type, sums, w, tile, p.columns, b, p.x_low ? 2 : 1, dynamic_shared, grid);
-#pragma unroll
-    for (int i = 0; i < DENSE_PARTS; ++i) {
-        if (pair && i) continue;
-        each_sum(sums, tokens, [&](int token, int r, int n, int j) {
-            int row = 16 * own_tile[i] + r;
-            if (row >= p.rows) return;
-            float y = sums.at[i][n][j];
-            if (pair) y = swiglu(y, sums.at[1][n][j], p.limit);
-            size_t at = (size_t)(first + token) * p.out_stride + row;
-            if (p.out) p.out[at] = y;
-            if (p.out_half) p.out_half[at] = float_to_half(y);
-        });
+    auto put = [&](int token, int r, float4 y) {
+        int row = (int)block * (pair ? 64 : 128) + r;
+        put_results(p, first + token, row, y);
+    };
+    if (pair) {
+        auto value = [&](int, int n, int i) {
+            return swiglu(sums.at[0][n][i], sums.at[1][n][i], p.limit);
+        };
+        write_results<1, DENSE_TOKENS>(dynamic_shared, tokens, value, put);
+    } else {
+        auto value = [&](int part, int n, int i) { return sums.at[part][n][i]; };
+        write_results<DENSE_PARTS, DENSE_TOKENS>(dynamic_shared, tokens, value, put);
     }
 }
 
@@ -246,12 +298,12 @@ __device__ inline void prefill_gate_up(
         rows[threadIdx.x] = groups.pairs[first + min((int)threadIdx.x, count - 1)] / used;
     }
     __syncthreads();
-    int tiles_per_expert = gate.rows / 16, own_tile[EXPERT_PARTS / 2], tile[EXPERT_PARTS];
+    int tiles_per_expert = gate.rows / 16, tile[EXPERT_PARTS];
     Planes w[EXPERT_PARTS];
 #pragma unroll
     for (int i = 0; i < EXPERT_PARTS / 2; ++i) {
-        own_tile[i] = (blockIdx.x * WARPS + threadIdx.x / WARP) * (EXPERT_PARTS / 2) + i;
-        int at = expert * tiles_per_expert + min(own_tile[i], tiles_per_expert - 1);
+        int own_tile = (blockIdx.x * WARPS + threadIdx.x / WARP) * (EXPERT_PARTS / 2) + i;
+        int at = expert * tiles_per_expert + min(own_tile, tiles_per_expert - 1);
         tile[i] = tile[i + EXPERT_PARTS / 2] = at;
         w[i] = gate.weights;
         w[i + EXPERT_PARTS / 2] = up.weights;
@@ -260,16 +312,19 @@ __device__ inline void prefill_gate_up(
     Batch b = {rows, x, nullptr, gate.columns, count};
     multiply_block_of<TYPES, EXPERT_PARTS, EXPERT_TOKENS>(
         gate.type, sums, w, tile, gate.columns, b, 1, dynamic_shared, grid);
-#pragma unroll
-    for (int i = 0; i < EXPERT_PARTS / 2; ++i) {
-        if (own_tile[i] >= tiles_per_expert) continue;
-        each_sum(sums, count, [&](int token, int r, int n, int j) {
-            u32 pair = groups.pairs[first + token];
-            float y = swiglu(sums.at[i][n][j], sums.at[i + EXPERT_PARTS / 2][n][j], limit);
-            hidden[(size_t)pair * gate.rows + 16 * own_tile[i] + r] =
-                float_to_half(pair_weights[pair] * y);
-        });
-    }
+    constexpr int TILES = EXPERT_PARTS / 2;
+    auto value = [&](int part, int n, int i) {
+        return swiglu(sums.at[part][n][i], sums.at[part + TILES][n][i], limit);
+    };
+    auto put = [&](int token, int r, float4 y) {
+        int row = blockIdx.x * (16 * TILES * WARPS) + r;
+        if (row >= gate.rows) return;
+        u32 pair = groups.pairs[first + token];
+        float weight = pair_weights[pair];
+        y = make_float4(weight * y.x, weight * y.y, weight * y.z, weight * y.w);
+        *(uint2*)(hidden + (size_t)pair * gate.rows + row) = to_halves(y);
+    };
+    write_results<TILES, EXPERT_TOKENS>(dynamic_shared, count, value, put);
 }
 
 template <int TYPES>
@@ -290,26 +345,32 @@ __device__ inline void prefill_down(
         rows[threadIdx.x] = groups.pairs[first + min((int)threadIdx.x, count - 1)];
     }
     __syncthreads();
-    int tiles_per_expert = w.rows / 16, own_tile[EXPERT_PARTS], tile[EXPERT_PARTS];
+    int tiles_per_expert = w.rows / 16, tile[EXPERT_PARTS];
     Planes planes[EXPERT_PARTS];
 #pragma unroll
     for (int i = 0; i < EXPERT_PARTS; ++i) {
-        own_tile[i] = (blockIdx.x * WARPS + threadIdx.x / WARP) * EXPERT_PARTS + i;
-        tile[i] = expert * tiles_per_expert + min(own_tile[i], tiles_per_expert - 1);
+        int own_tile = (blockIdx.x * WARPS + threadIdx.x / WARP) * EXPERT_PARTS + i;
+        tile[i] = expert * tiles_per_expert + min(own_tile, tiles_per_expert - 1);
         planes[i] = w.weights;
     }
     BlockSums<EXPERT_PARTS, EXPERT_TOKENS> sums;
     Batch b = {rows, hidden, nullptr, w.columns, count};
     multiply_block_of<TYPES, EXPERT_PARTS, EXPERT_TOKENS>(
         w.type, sums, planes, tile, w.columns, b, 1, dynamic_shared, grid);
+    // Half of each warp's tiles at a time: that is what fits.
+    constexpr int TILES = EXPERT_PARTS / 2;
 #pragma unroll
-    for (int i = 0; i < EXPERT_PARTS; ++i) {
-        if (own_tile[i] >= tiles_per_expert) continue;
-        each_sum(sums, count, [&](int token, int r, int n, int j) {
+    for (int half = 0; half < 2; ++half) {
+        auto value = [&](int part, int n, int i) { return sums.at[half * TILES + part][n][i]; };
+        auto put = [&](int token, int r, float4 y) {
+            int warp = r / (16 * TILES), row = blockIdx.x * (16 * EXPERT_PARTS * WARPS);
+            row += (2 * warp + half) * 16 * TILES + r % (16 * TILES);
+            if (row >= w.rows) return;
             u32 pair = groups.pairs[first + token];
             size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
-            out[slot * w.rows + 16 * own_tile[i] + r] = sums.at[i][n][j];
-        });
+            *(float4*)(out + slot * w.rows + row) = y;
+        };
+        write_results<TILES, EXPERT_TOKENS>(dynamic_shared, count, value, put);
     }
 }
 
