@@ -405,7 +405,8 @@ __device__ inline void attend_query(const Attention& a, const Step& step, u32 fi
 #pragma unroll
         for (int n = 0; n < WARP_COLUMNS / 8; ++n) {
             u32 column = warp * WARP_COLUMNS + n * 8 + lane % 4 * 2;
-            float x = sums[i / 2][n][i % 2 * 2] * factor, y = sums[i / 2][n][i % 2 * 2 + 1] * factor;
+            float x = sums[i / 2][n][i % 2 * 2] * factor;
+            float y = sums[i / 2][n][i % 2 * 2 + 1] * factor;
             if (column >= NOPE_DIM) {
                 rotate_back(x, y, a.rotations[row * PAIRS + (column - NOPE_DIM) / 2]);
             }
@@ -458,7 +459,8 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_splits(
     Shared<1, SPLIT_CHUNK> shared;
     u32 row = first_row + blockIdx.z, first_head = blockIdx.y * shared.HEADS;
     const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
-    if (blockIdx.x == 0 && blockIdx.y == 0) keep_row(a, step, cache, row);
+    // By the split that has the least to do, most often nothing.
+    if (blockIdx.x == MAX_SPLITS - 1 && blockIdx.y == 0) keep_row(a, step, cache, row);
     VisibleRows rows = visible_rows(a, step, cache, row);
     u32 share = rows_per_split(rows.total), begin = blockIdx.x * share;
     if (begin >= rows.total) return;
