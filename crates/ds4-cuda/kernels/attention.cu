@@ -11,7 +11,8 @@
 #define ATTEND_WARPS (ATTEND_THREADS / WARP)
 #define TILE_HEADS 16
 // Splits of a query's rows in decoding, at most; mirrors MAX_SPLITS in src/stages/attention.rs.
-#define MAX_SPLITS 16
+// The 640 rows of a CSA layer then make one chunk each: a second one took as long as the first.
+#define MAX_SPLITS 20
 #define SPLIT_CHUNK 32
 // Columns of the result that a warp sums.
 #define WARP_COLUMNS (HEAD_DIM / ATTEND_WARPS)
@@ -443,8 +444,8 @@ __device__ inline void keep_row(const Attention& a, const Step& step, const Laye
     for (u32 i = threadIdx.x; i < bytes / sizeof(uint2); i += ATTEND_THREADS) to[i] = from[i];
 }
 
-// One split of the rows of each query, for 16 of its heads, and the window's new row: grid
-// [MAX_SPLITS, head groups, rows], for spans of at most MAX_REWIND rows.
+// One split of the rows of each query, for 16 of its heads, and one block that stores the row in
+// its window: grid [MAX_SPLITS + 1, head groups, rows], for spans of at most MAX_REWIND rows.
 //
 // Normalised sums go to `partial` [rows, MAX_SPLITS, heads, 512], halves as the result will be;
 // (largest, total) to `partial_sums` [rows, MAX_SPLITS, heads].
@@ -459,8 +460,10 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_splits(
     Shared<1, SPLIT_CHUNK> shared;
     u32 row = first_row + blockIdx.z, first_head = blockIdx.y * shared.HEADS;
     const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
-    // By the split that has the least to do, most often nothing.
-    if (blockIdx.x == MAX_SPLITS - 1 && blockIdx.y == 0) keep_row(a, step, cache, row);
+    if (blockIdx.x == MAX_SPLITS) {
+        if (blockIdx.y == 0) keep_row(a, step, cache, row);
+        return;
+    }
     VisibleRows rows = visible_rows(a, step, cache, row);
     u32 share = rows_per_split(rows.total), begin = blockIdx.x * share;
     if (begin >= rows.total) return;

@@ -5,7 +5,10 @@
 #include "rows.cuh"
 
 #define CSA_RATIO 4
-#define SCORE_THREADS 256
+// Threads of a scoring block, at most.
+#define SCORE_THREADS 512
+// Query heads that a warp loads before it prepares the first, to wait for memory once.
+#define HEADS_AHEAD 4
 // Keys that a warp scores at a time.
 #define KEY_TILE 32
 // Elements of a query or key that one lane of a quad multiplies: those of one FP4 scale.
@@ -21,13 +24,18 @@ __device__ inline u32 visible_index_rows(const Step& step, u32 row) {
     return (step.position[row] + 1) / CSA_RATIO;
 }
 
+// Four elements a lane of a query head; zeros for a head that pads.
+__device__ inline float4 load_query(const float* queries, u32 head, u32 heads, u32 lane) {
+    if (head >= heads) return make_float4(0, 0, 0, 0);
+    return ((const float4*)(queries + head * INDEX_DIM))[lane];
+}
+
 // One query head, prepared by a warp: rotated, rounded as keys are, and laid out as the B operand.
 //
 // Both operands permute the 128 elements alike, so that a lane's share of a key is contiguous:
 // lane t of a quad has elements 32t to 32t + 31, in pairs (e, e + 4).
-__device__ inline void prepare_query(const float* query, const float2* rotations, int rounding,
-                                     u32 head, u32 lane, uint4* fragments) {
-    float4 v = query ? ((const float4*)query)[lane] : make_float4(0, 0, 0, 0);
+__device__ inline void prepare_query(float4 v, const float2* rotations, int rounding, u32 head,
+                                     u32 lane, uint4* fragments) {
     float x[4] = {v.x, v.y, v.z, v.w};
     u32 rotary = (INDEX_DIM - ROPE_DIM) / 4;
     if (lane >= rotary) {
@@ -115,27 +123,36 @@ __device__ inline void score_keys(const u32 (&keys)[4][16], const uint4* fragmen
 //
 // `queries` are raw products [n, query_stride], `head_weights` [n, weight_stride] likewise. Shared
 // memory: 256 bytes a head and 4 for its weight, heads padded to a multiple of 8.
-extern "C" __global__ void __launch_bounds__(SCORE_THREADS) index_scores(
+extern "C" __global__ void __launch_bounds__(SCORE_THREADS, 1) index_scores(
     Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 heads,
     u32 top_k, const float* queries, u32 query_stride, const float* head_weights, u32 weight_stride,
     const float2* rotations, int rounding, float* scores, u32 stride) {
     wait_for_dependencies();
     launch_dependents();
     u32 row = first_row + blockIdx.y, visible = visible_index_rows(step, row);
-    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = SCORE_THREADS / WARP;
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
     u32 first = blockIdx.x * warps * KEY_TILE;
     if (visible <= top_k || first >= visible) return;
 
     u32 head_tiles = (heads + 7) / 8;
     uint4* fragments = dynamic_shared;
     float* weights = (float*)(fragments + head_tiles * 4 * WARP);
-    for (u32 head = warp; head < head_tiles * 8; head += warps) {
-        const float* query =
-            head < heads ? queries + (u64)row * query_stride + head * INDEX_DIM : nullptr;
-        prepare_query(query, rotations + row * PAIRS, rounding, head, lane, fragments);
+    const float* query = queries + (u64)row * query_stride;
+    for (u32 first_head = warp; first_head < head_tiles * 8; first_head += HEADS_AHEAD * warps) {
+        float4 raw[HEADS_AHEAD];
+#pragma unroll
+        for (u32 i = 0; i < HEADS_AHEAD; ++i) {
+            raw[i] = load_query(query, first_head + i * warps, heads, lane);
+        }
+#pragma unroll
+        for (u32 i = 0; i < HEADS_AHEAD; ++i) {
+            u32 head = first_head + i * warps;
+            if (head >= head_tiles * 8) break;
+            prepare_query(raw[i], rotations + row * PAIRS, rounding, head, lane, fragments);
+        }
     }
     float unit = 1.0f / sqrtf((float)(INDEX_DIM * heads)) * (rounding ? 1 << KEY_SHIFT : 1);
-    for (u32 head = threadIdx.x; head < head_tiles * 8; head += SCORE_THREADS) {
+    for (u32 head = threadIdx.x; head < head_tiles * 8; head += blockDim.x) {
         weights[head] = head < heads ? unit * head_weights[(u64)row * weight_stride + head] : 0;
     }
     __syncthreads();

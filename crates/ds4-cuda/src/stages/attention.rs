@@ -8,7 +8,7 @@ use ds4_model::config::{HEAD_DIM, LayerKind};
 use crate::device::{Buffer, Device, Pointer, StepPointers, args};
 
 /// Splits of a query's rows in decoding, at most; mirrors MAX_SPLITS in kernels/attention.cu.
-pub const MAX_SPLITS: usize = 16;
+pub const MAX_SPLITS: usize = 20;
 
 /// Threads of the attention kernels.
 const THREADS: usize = 256;
@@ -112,7 +112,7 @@ pub fn attend_decode(
     debug_assert!(partial_len(rows.len(), a.heads) <= partials.sums.len());
     layer.device.launch(
         "attend_splits",
-        [MAX_SPLITS, a.heads.div_ceil(16), rows.len()],
+        [MAX_SPLITS + 1, a.heads.div_ceil(16), rows.len()],
         THREADS,
         shared_bytes(1, SHORT_CHUNK),
         args![

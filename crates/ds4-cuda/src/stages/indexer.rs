@@ -8,11 +8,12 @@ use ds4_model::config::INDEX_DIM;
 use super::attention::{AttentionLayer, Products};
 use crate::device::{Buffer, args};
 
-/// Threads of the scoring kernel, and keys that such a block scores at a time.
-const SCORE_THREADS: usize = 256;
-const BLOCK_KEYS: usize = 256;
-/// Blocks that scoring aims for, so that every multiprocessor has two.
+/// Keys that a warp scores at a time.
+const WARP_KEYS: usize = 32;
+/// Blocks that scoring aims for: every multiprocessor has room for two small ones.
 const SCORE_BLOCKS: usize = 264;
+/// Queries up to which blocks are large: preparing a query then takes longer than scoring.
+const FEW_QUERIES: usize = 8;
 /// Threads of the selecting kernel.
 const SELECT_THREADS: usize = 1024;
 /// Scores of a query that are kept in shared memory, at most: 128 KiB.
@@ -56,11 +57,14 @@ pub fn select(layer: &AttentionLayer<'_>, rows: Range<usize>, s: &Select<'_>) ->
 
 fn score(layer: &AttentionLayer<'_>, rows: Range<usize>, s: &Select<'_>) -> StageResult {
     let heads = s.heads.next_multiple_of(8);
-    let blocks = SCORE_BLOCKS.div_ceil(rows.len()).min(s.capacity.div_ceil(BLOCK_KEYS));
+    let (threads, blocks) =
+        if rows.len() <= FEW_QUERIES { (512, SCORE_BLOCKS / 2) } else { (256, SCORE_BLOCKS) };
+    let keys = threads / 32 * WARP_KEYS;
+    let blocks = blocks.div_ceil(rows.len()).min(s.capacity.div_ceil(keys));
     layer.device.launch(
         "index_scores",
         [blocks, rows.len(), 1],
-        SCORE_THREADS,
+        threads,
         heads * (2 * INDEX_DIM + size_of::<f32>()),
         args![
             layer.step,
