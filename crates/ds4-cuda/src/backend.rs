@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use ds4_engine::{
     Backend,
-    backend::{Batch, Frontier, LayerRows, PREFILL_MIN, StageResult, Sublayer},
+    backend::{BackendError, Batch, Frontier, LayerRows, PREFILL_MIN, StageResult, Sublayer},
     rope::frequencies,
     rows::CacheRounding,
 };
@@ -213,8 +213,7 @@ impl CudaBackend {
 
     fn grow(&self, x: &mut Activations, rows: usize, logits: usize) -> StageResult {
         let config = &self.model.config;
-        let scratch = x.scratch();
-        if rows > scratch.rows {
+        if rows > x.rows() {
             let make =
                 |rows| Scratch::new(&self.device, config, self.rounding, &self.weights, rows);
             x.replace_scratch(make, rows)?;
@@ -391,8 +390,12 @@ impl Backend for CudaBackend {
         let Head { logits, host, .. } = &mut scratch.head;
         let out = self.device.download_pinned(logits, host, len)?.to_vec();
         if only_decodes && !scratch.graphs.contains_key(&key) {
-            let graph = self.device.capture(|| self.stages(scratch, shape).run())?;
-            scratch.graphs.insert(key, graph);
+            match self.device.capture(|| self.stages(scratch, shape).run()) {
+                Ok(graph) => drop(scratch.graphs.insert(key, graph)),
+                // The logits are there; the next step does without a recorded one, too.
+                Err(BackendError::OutOfMemory(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(out)
     }

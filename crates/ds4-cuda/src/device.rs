@@ -374,7 +374,12 @@ impl Device {
 
     fn run(&self, what: &str, call: impl FnOnce() -> sys::CUresult) -> StageResult {
         self.make_current()?;
-        check(what, call()).map_err(device_error)
+        match call() {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                Err(BackendError::OutOfMemory(format!("the device has no room to {what}")))
+            }
+            result => check(what, result).map_err(device_error),
+        }
     }
 }
 

@@ -104,7 +104,8 @@ pub(crate) struct Head {
     pub products: Products,
 }
 
-/// Addresses of the sessions' caches `[sessions, layers]`, on both sides.
+/// Addresses of the sessions' caches `[sessions, layers]`, on both sides. Recorded steps know where
+/// it is, so it has room for as many sessions as a step can have, one for each row.
 pub(crate) struct CacheTable {
     host: Pinned<LayerPointers>,
     device: Buffer<LayerPointers>,
@@ -127,9 +128,6 @@ impl CacheTable {
         layers: usize,
     ) -> StageResult {
         let len = sessions.len() * layers;
-        if len > self.device.len() {
-            *self = CacheTable::new(device, len.next_power_of_two())?;
-        }
         for (to, from) in self.host.as_mut_slice().chunks_exact_mut(layers).zip(sessions) {
             to.copy_from_slice(from);
         }
@@ -153,7 +151,7 @@ impl Scratch {
         let mut scratch = Scratch {
             rows: n,
             step: StepTable::new(device, n)?,
-            caches: CacheTable::new(device, n.min(FIRST_ROWS) * config.layers.len())?,
+            caches: CacheTable::new(device, n * config.layers.len())?,
             streams: device.alloc(n * STREAMS * hidden)?,
             post: device.alloc(n * STREAMS)?,
             comb: device.alloc(n * STREAMS * STREAMS)?,
@@ -314,22 +312,26 @@ fn key_scores_len(config: &Config, rows: usize) -> usize {
 
 /// Lends the scratch to one step at a time.
 pub(crate) struct Pool {
-    free: Mutex<Option<Box<Scratch>>>,
+    /// None while it is lent.
+    free: Mutex<Option<Idle>>,
     returned: Condvar,
 }
 
+/// The scratch between steps; missing if memory ran out when it was made anew.
+struct Idle(Option<Box<Scratch>>);
+
 impl Pool {
     pub fn new(scratch: Scratch) -> Arc<Pool> {
-        Arc::new(Pool { free: Mutex::new(Some(Box::new(scratch))), returned: Condvar::new() })
+        let idle = Idle(Some(Box::new(scratch)));
+        Arc::new(Pool { free: Mutex::new(Some(idle)), returned: Condvar::new() })
     }
 
     /// Waits for the step before, if there is one.
     pub fn take(self: &Arc<Pool>) -> Activations {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(scratch) = free.take() {
-                let pool = Some(self.clone());
-                return Activations { scratch: Some(scratch), pool, caches_ready: false };
+            if let Some(Idle(scratch)) = free.take() {
+                return Activations { scratch, pool: Some(self.clone()), caches_ready: false };
             }
             free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
@@ -355,7 +357,7 @@ impl Activations {
         match make(rows) {
             Ok(scratch) => self.scratch = Some(Box::new(scratch)),
             Err(error) => {
-                // A small one always fitted before.
+                // A small one fits again, or the next step tries once more.
                 self.scratch = make(1).ok().map(Box::new);
                 return Err(error);
             }
@@ -363,16 +365,22 @@ impl Activations {
         Ok(())
     }
 
+    /// Rows that there is room for.
+    pub(crate) fn rows(&self) -> usize {
+        self.scratch.as_ref().map_or(0, |scratch| scratch.rows)
+    }
+
     /// The buffers.
     pub(crate) fn scratch(&mut self) -> &mut Scratch {
-        self.scratch.as_mut().expect("held until dropped")
+        self.scratch.as_mut().expect("a step begins by making room for its rows")
     }
 }
 
 impl Drop for Activations {
     fn drop(&mut self) {
         if let Some(pool) = &self.pool {
-            *pool.free.lock().unwrap_or_else(PoisonError::into_inner) = self.scratch.take();
+            *pool.free.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(Idle(self.scratch.take()));
             pool.returned.notify_one();
         }
     }
