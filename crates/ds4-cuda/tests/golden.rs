@@ -1,48 +1,73 @@
-//! Whole models on the device against golden logits and against the CPU.
+//! Whole models on the device against golden logits.
 
-#[path = "../../ds4-cpu/tests/common/mod.rs"]
-#[allow(dead_code)]
-mod common;
+mod support;
 
 use std::sync::Arc;
 
-use common::{feed, golden, tiny_engine, tiny_file};
-use ds4_cpu::Kernels;
-use ds4_cuda::{CudaBackend, Error, Options};
-use ds4_engine::{Engine, rows::CacheRounding};
+use ds4_engine::rows::CacheRounding;
 use ds4_model::Model;
+use support::{CudaEngine, Golden, cuda, feed, golden, is_real};
 
-/// The small model on the device, or none where there is no device.
-fn cuda_engine(rounding: CacheRounding) -> Option<Engine<CudaBackend>> {
-    let model = Arc::new(Model::open(&tiny_file("tiny-b-q2.gguf")).unwrap());
-    let options = Options { device: None, cache_rounding: rounding, context: 4096 };
-    match CudaBackend::new(model, options, |_, _| {}) {
-        Ok(backend) => Some(Engine::new(backend)),
-        Err(Error::NoDriver | Error::NoDevice { .. }) => {
-            eprintln!("no CUDA device: nothing was tested");
-            None
-        }
-        Err(error) => panic!("{error}"),
+/// Mean divergence and share of best tokens over all positions of some sequences, fed in chunks.
+struct Judgement {
+    kl: f64,
+    top1: f64,
+}
+
+fn tiny(rounding: CacheRounding) -> Option<CudaEngine> {
+    cuda(&Arc::new(Model::open(&support::tiny_file("tiny-b-q2.gguf")).unwrap()), rounding)
+}
+
+fn judge(engine: &CudaEngine, sequences: &[Golden], chunk: usize) -> Judgement {
+    let (mut kl, mut top1, mut rows) = (0.0, 0.0, 0.0);
+    for golden in sequences {
+        let mut session = engine.new_session().unwrap();
+        let d = golden.distance(&feed(engine, &mut session, &golden.tokens, chunk));
+        let n = golden.tokens.len() as f64;
+        println!("{} in chunks of {chunk}: {d:?}", golden.name);
+        (kl, top1, rows) = (kl + n * d.kl_mean, top1 + n * d.top1, rows + n);
+    }
+    Judgement { kl: kl / rows, top1: top1 / rows }
+}
+
+/// The sequences of a file with these lengths.
+fn sequences(file: &str, lengths: &[usize]) -> Vec<Golden> {
+    golden(file).into_iter().filter(|g| lengths.contains(&g.tokens.len())).collect()
+}
+
+/// Rounding activations to 8 bits costs a mean divergence of 2e-2 on this model and a top-1 of
+/// 0.85; to halves, 1e-4.
+#[test]
+fn logits_are_close_to_the_golden_ones() {
+    let Some(engine) = tiny(CacheRounding::Off) else { return };
+    for (lengths, chunk) in [(&[3, 128][..], 512), (&[257], 100), (&[130], 5), (&[5], 1)] {
+        let sequences = sequences("tiny-b-q2.safetensors", lengths);
+        let Judgement { kl, top1 } = judge(&engine, &sequences, chunk);
+        assert!(kl <= 2e-3 && top1 >= 0.97, "chunks of {chunk}: mean KL {kl:.2e}, top-1 {top1:.4}");
     }
 }
 
+/// A value beside a rounding boundary flips with its last bits: the reference differs from itself
+/// by a mean divergence of 4e-3. Prompts flip more than tokens that are decoded. A cache that is
+/// not rounded has a divergence of 8e-2 and a top-1 of 0.79.
 #[test]
-fn first_tokens_equal_the_cpu() {
-    for rounding in [CacheRounding::Off, CacheRounding::On] {
-        let Some(engine) = cuda_engine(rounding) else { return };
-        let cpu = tiny_engine(Kernels::Reference, rounding);
-        let tokens = &golden("tiny-b-q2.safetensors").last().unwrap().tokens[..24].to_vec();
-        for chunk in [16, 1] {
-            let ours = feed(&engine, &mut engine.new_session().unwrap(), tokens, chunk);
-            let theirs = feed(&cpu, &mut cpu.new_session().unwrap(), tokens, chunk);
-            let worst = |(a, b): (&Vec<f32>, &Vec<f32>)| {
-                a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-            };
-            let worst: Vec<f32> = ours.iter().zip(&theirs).map(worst).collect();
-            println!(
-                "{rounding:?} chunk {chunk}: {worst:.3?} of {:.1}",
-                theirs[0].iter().fold(0.0, |m: f32, x| m.max(x.abs()))
-            );
-        }
+fn logits_with_rounded_caches_are_close_to_the_golden_ones() {
+    let Some(engine) = tiny(CacheRounding::On) else { return };
+    let sequences = sequences("tiny-b-q2-qat.safetensors", &[5, 130]);
+    for (chunk, least) in [(512, 0.88), (5, 0.95)] {
+        let Judgement { kl, top1 } = judge(&engine, &sequences, chunk);
+        assert!(kl <= 1e-2 && top1 >= least, "chunks of {chunk}: KL {kl:.2e}, top-1 {top1:.4}");
+    }
+}
+
+/// On devices with time for it.
+#[test]
+fn long_sequences_are_close_to_the_golden_logits() {
+    let Some(engine) = tiny(CacheRounding::Off).filter(is_real) else { return };
+    let sequences = golden("tiny-b-q2.safetensors");
+    for chunk in [4096, 512, 1] {
+        let Judgement { kl, top1 } = judge(&engine, &sequences, chunk);
+        println!("chunks of {chunk}: mean KL {kl:.2e}, top-1 {top1:.4}");
+        assert!(kl <= 2e-3 && top1 >= 0.97, "chunks of {chunk}: mean KL {kl:.2e}, top-1 {top1:.4}");
     }
 }
