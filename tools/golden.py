@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares the logits of `ds4 logits` with golden vectors, through the command line.
 
-    tools/golden.py FOLDER
+    tools/golden.py [--cuda] FOLDER
 
 FOLDER has compare.py, models/*.gguf and vectors/*.safetensors. Each model is judged on the
 reference path (sequence by sequence, with compare.py's own tolerances), on the SIMD path (all
@@ -55,19 +55,35 @@ def together(results):
     return {"kl_mean": mean("kl_mean"), "top1": mean("top1"), "max_abs": max(s["max_abs"] for s in results)}
 
 
-def main():
+def vectors(model, kind=""):
+    return FOLDER / "vectors" / f"{model.stem}{kind}.safetensors"
+
+
+def judge_cpu(model):
+    cpu = ["--backend", "cpu", "--cache-rounding"]
     ok = True
-    for model in sorted(FOLDER.glob("models/*.gguf")):
-        vectors = FOLDER / "vectors" / f"{model.stem}.safetensors"
-        for name, stats in judge(model, vectors, ["--reference", "--cache-rounding", "off"]):
-            ok &= check(f"{model.stem} {name} reference", stats, EXACT)
-        stats = together([s for _, s in judge(model, vectors, ["--cache-rounding", "off"])])
-        ok &= check(f"{model.stem} SIMD", stats, F16 if "f16" in model.stem else QUANTISED)
-        rounded = FOLDER / "vectors" / f"{model.stem}-qat.safetensors"
-        if rounded.exists():
-            for name, stats in judge(model, rounded, ["--reference", "--cache-rounding", "on"]):
-                ok &= check(f"{model.stem} {name} rounded cache", stats, ROUNDED)
-    return 0 if ok else 1
+    for name, stats in judge(model, vectors(model), ["--reference", *cpu, "off"]):
+        ok &= check(f"{model.stem} {name} reference", stats, EXACT)
+    stats = together([s for _, s in judge(model, vectors(model), [*cpu, "off"])])
+    ok &= check(f"{model.stem} SIMD", stats, F16 if "f16" in model.stem else QUANTISED)
+    if vectors(model, "-qat").exists():
+        for name, stats in judge(model, vectors(model, "-qat"), ["--reference", *cpu, "on"]):
+            ok &= check(f"{model.stem} {name} rounded cache", stats, ROUNDED)
+    return ok
+
+
+def judge_cuda(model):
+    cuda = ["--backend", "cuda", "--cache-rounding"]
+    stats = together([s for _, s in judge(model, vectors(model), [*cuda, "off"])])
+    ok = check(f"{model.stem} CUDA", stats, CUDA_F16 if "f16" in model.stem else CUDA_QUANTISED)
+    if vectors(model, "-qat").exists():
+        stats = together([s for _, s in judge(model, vectors(model, "-qat"), [*cuda, "on"])])
+        ok &= check(f"{model.stem} CUDA, rounded cache", stats, CUDA_ROUNDED)
+    return ok
+
+
+def main(judge_model):
+    return 0 if all([judge_model(model) for model in sorted(FOLDER.glob("models/*.gguf"))]) else 1
 
 
 EXACT = {"max_abs": 5e-3, "kl_mean": 1e-6, "kl_max": 1e-5, "top1": 1.0}
@@ -75,12 +91,18 @@ ROUNDED = {"max_abs": 5.0, "kl_mean": 1e-2, "kl_max": 1.0, "top1": 0.95}
 F16 = {"kl_mean": 1e-4, "top1": 0.995}
 # What quantised activations cost another engine on these random weights.
 QUANTISED = {"kl_mean": 2e-2, "top1": 0.85}
+# What activations in halves cost.
+CUDA_F16 = {"kl_mean": 1e-3, "top1": 0.98}
+CUDA_QUANTISED = {"kl_mean": 2e-3, "top1": 0.97}
+CUDA_ROUNDED = {"kl_mean": 1e-2, "top1": 0.88}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    FOLDER = parser.parse_args().folder.resolve()
+    parser.add_argument("--cuda", action="store_true", help="judge the CUDA backend, not the CPU's two paths")
+    args = parser.parse_args()
+    FOLDER = args.folder.resolve()
     sys.path.insert(0, str(FOLDER))
     import compare
 
-    sys.exit(main())
+    sys.exit(main(judge_cuda if args.cuda else judge_cpu))
