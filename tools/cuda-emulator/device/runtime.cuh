@@ -72,6 +72,7 @@ unsigned emulator_match(unsigned mask, unsigned long long value);
 unsigned emulator_active_lanes();
 
 void emulator_mma(float* d, const unsigned* a, unsigned b0, unsigned b1);
+void emulator_mma_tf32(float* d, const unsigned* a, unsigned b0, unsigned b1);
 void emulator_load_matrix4(unsigned* r, const void* row, bool transposed);
 
 // Copies of 4, 8 or 16 bytes that happen no earlier than the wait for them.

@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "scheduler.h"
@@ -132,6 +133,25 @@ void multiply_matrices(Warp& warp) {
     }
 }
 
+// The same for A [16, 8] and B [8, 8] of tf32.
+void multiply_tf32_matrices(Warp& warp) {
+    auto tf32 = [](uint32_t bits) {
+        bits &= 0xffffe000;
+        float x;
+        memcpy(&x, &bits, 4);
+        return x;
+    };
+    for (unsigned m = 0; m < 16; ++m) {
+        for (unsigned n = 0; n < 8; ++n) {
+            float& sum = warp.d[m / 8][m % 8 * 8 + n];
+            for (unsigned k = 0; k < 8; ++k) {
+                float a = tf32(warp.a[m / 8 + k / 4 * 2][m % 8 * 4 + k % 4]);
+                sum = std::fma(a, tf32(warp.b[k / 4][n * 4 + k % 4]), sum);
+            }
+        }
+    }
+}
+
 void load_matrix(Warp& warp) {
     for (unsigned lane = 0; lane < 32; ++lane) {
         memcpy(&warp.matrix[lane / 8][lane % 8 * 4], (const void*)warp.value[lane], 16);
@@ -188,6 +208,7 @@ void complete_warp_operation(Warp& warp, uint32_t group, unsigned lane) {
         case WarpOperation::reduce: reduce(warp, group, kind); break;
         case WarpOperation::match: match(warp, group); break;
         case WarpOperation::mma: multiply_matrices(warp); break;
+        case WarpOperation::mma_tf32: multiply_tf32_matrices(warp); break;
         case WarpOperation::load_matrix: load_matrix(warp); break;
         case WarpOperation::load_matrix_transposed: load_matrix_transposed(warp); break;
     }
@@ -212,6 +233,7 @@ const char* operation_name(WarpOperation operation) {
         case WarpOperation::reduce: return "reduce";
         case WarpOperation::match: return "match";
         case WarpOperation::mma: return "mma";
+        case WarpOperation::mma_tf32: return "mma.tf32";
         case WarpOperation::load_matrix: return "ldmatrix";
         case WarpOperation::load_matrix_transposed: return "ldmatrix.trans";
     }
@@ -258,7 +280,9 @@ unsigned emulator_match(unsigned mask, unsigned long long value) {
 
 unsigned emulator_active_lanes() { return current()->warp->alive; }
 
-void emulator_mma(float* d, const unsigned* a, unsigned b0, unsigned b1) {
+namespace {
+
+void emulate_mma(float* d, const unsigned* a, unsigned b0, unsigned b1, WarpOperation operation) {
     Thread* thread = current();
     Warp& warp = *thread->warp;
     unsigned lane = thread->lane;
@@ -267,8 +291,18 @@ void emulator_mma(float* d, const unsigned* a, unsigned b0, unsigned b1) {
     warp.b[0][lane] = b0;
     warp.b[1][lane] = b1;
     for (int i = 0; i < 4; ++i) warp.d[i / 2][lane * 2 + i % 2] = d[i];
-    wait_for_lanes(thread, ~0u, WarpOperation::mma);
+    wait_for_lanes(thread, ~0u, operation);
     for (int i = 0; i < 4; ++i) d[i] = warp.d[i / 2][lane * 2 + i % 2];
+}
+
+}  // namespace
+
+void emulator_mma(float* d, const unsigned* a, unsigned b0, unsigned b1) {
+    emulate_mma(d, a, b0, b1, WarpOperation::mma);
+}
+
+void emulator_mma_tf32(float* d, const unsigned* a, unsigned b0, unsigned b1) {
+    emulate_mma(d, a, b0, b1, WarpOperation::mma_tf32);
 }
 
 void emulator_load_matrix4(unsigned* r, const void* row, bool transposed) {

@@ -143,6 +143,16 @@ extern "C" __global__ void multiply(const u16* a, const u16* b, float* out) {
     out[g * 8 + 64 + 2 * t] = d[2], out[g * 8 + 64 + 2 * t + 1] = d[3];
 }
 
+// One warp: out = a·b + out for a [16, 8] by rows, b [8, 8] by columns, of tf32.
+extern "C" __global__ void multiply_tf32(const u32* a, const u32* b, float* out) {
+    int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+    u32 fragment[4] = {a[g * 8 + t], a[(g + 8) * 8 + t], a[g * 8 + t + 4], a[(g + 8) * 8 + t + 4]};
+    float* low = out + g * 8 + 2 * t;
+    float d[4] = {low[0], low[1], low[64], low[65]};
+    mma_tf32(d, fragment, b[g * 8 + t], b[g * 8 + t + 4]);
+    low[0] = d[0], low[1] = d[1], low[64] = d[2], low[65] = d[3];
+}
+
 // Four 8×8 matrices of halves as ldmatrix.trans gives them.
 extern "C" __global__ void transposed(const u16* x, u32* out) {
     u16* shared = (u16*)dynamic_shared;

@@ -227,6 +227,23 @@ void test_matrices() {
     // All products and sums are exact: multiples of 2^-12 below 2^12.
     CHECK(dc.read() == expected);
 
+    // The bits below a tf32 number change nothing.
+    vector<uint32_t> wide_a(128), wide_b(64);
+    auto bits = [&](size_t i) { return __builtin_bit_cast(uint32_t, value(i)) | 0x1fff; };
+    for (size_t i = 0; i < 128; ++i) wide_a[i] = bits(i);
+    for (size_t i = 0; i < 64; ++i) wide_b[i] = bits(i + 5);
+    for (size_t m = 0; m < 16; ++m) {
+        for (size_t n = 0; n < 8; ++n) {
+            float sum = c[m * 8 + n];
+            for (size_t k = 0; k < 8; ++k) sum += value(m * 8 + k) * value(n * 8 + k + 5);
+            expected[m * 8 + n] = sum;
+        }
+    }
+    Device<uint32_t> dwa(wide_a), dwb(wide_b);
+    Device<float> dwc(c);
+    launch("multiply_tf32", {1}, {32}, 0, dwa.address, dwb.address, dwc.address);
+    CHECK(dwc.read() == expected);
+
     vector<uint16_t> x(256);
     for (size_t i = 0; i < 256; ++i) x[i] = (uint16_t)i;
     Device<uint16_t> dx(x);

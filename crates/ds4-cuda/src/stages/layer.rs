@@ -96,8 +96,9 @@ impl Stages<'_> {
                 (Reader { hc: &w.ffn_hc, norm: &w.ffn.norm }, Some(Pending { slots: 1 }))
             }
         };
-        let rows = self.shape.rows;
-        hyper_connection::read(self.device, self.config, self.scratch, rows, pending, &reader)
+        let (device, config, s) = (self.device, self.config, self.scratch);
+        let Shape { decode_rows, rows, .. } = self.shape;
+        hyper_connection::read(device, config, s, decode_rows, rows, pending, &reader)
     }
 
     /// The experts of the layer before: their output is spread when the streams are read next.
