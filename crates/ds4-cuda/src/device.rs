@@ -404,6 +404,11 @@ impl<T> Buffer<T> {
         self.len
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Where it starts.
     pub fn pointer(&self) -> Pointer {
         self.pointer

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::slice;
+
 use ds4_engine::{Logits, LogitsWanted, MAX_REWIND, Work, rows::CacheRounding, sampling};
 use ds4_model::synth::Recipe;
 use support::{
@@ -134,7 +136,7 @@ fn only_the_logits_asked_for_come_back() {
         let found = engine.step(&mut work).unwrap();
         for (i, found) in found.iter().enumerate() {
             let what = format!("session {i} wants {:?}", kinds[kind(i)]);
-            assert_same_bits(&what, &[found.clone()], &expected[kind(i)][i..i + 1]);
+            assert_same_bits(&what, slice::from_ref(found), &expected[kind(i)][i..i + 1]);
         }
     }
 }
