@@ -185,14 +185,39 @@ __device__ inline u32 ordered(float score) {
     return bits ^ (bits & 0x80000000 ? 0xffffffff : 0x80000000);
 }
 
+// Scores that a thread reads before it looks at the first.
+#define SCORES_AHEAD 8
+
 // The scores of one query, the first `cached` of them in shared memory.
 struct Scores {
     const float* scores;
-    const u32* cache;
+    const float* cache;
     u32 cached;
 
-    __device__ u32 operator[](u32 i) const { return i < cached ? cache[i] : ordered(scores[i]); }
+    __device__ float operator[](u32 i) const { return i < cached ? cache[i] : scores[i]; }
 };
+
+// Calls use(i, whether i is below `end`, its ordered score) for i = begin + own and every step
+// from there, until whole batches from `begin` have passed `end`: as often in all threads that
+// begin alike.
+// The reads of a batch are under way before the first is used.
+template <class Use>
+__device__ inline void each_score(const Scores& scores, u32 begin, u32 own, u32 end, u32 step,
+                                  Use use) {
+    for (u32 first = begin; first < end; first += SCORES_AHEAD * step) {
+        float batch[SCORES_AHEAD];
+#pragma unroll
+        for (u32 j = 0; j < SCORES_AHEAD; ++j) {
+            u32 i = first + own + j * step;
+            batch[j] = i < end ? scores[i] : 0;
+        }
+#pragma unroll
+        for (u32 j = 0; j < SCORES_AHEAD; ++j) {
+            u32 i = first + own + j * step;
+            use(i, i < end, ordered(batch[j]));
+        }
+    }
+}
 
 // Sum over the threads before this one; `total` is that over all. SELECT_THREADS take part.
 __device__ inline u32 exclusive_sum(u32 x, u32* scratch, u32& total) {
@@ -229,13 +254,11 @@ __device__ inline void narrow(const Scores& scores, u32 n, u32 bits, Threshold& 
     u32 bins = 1u << bits, shift = threshold.shift - bits;
     for (u32 b = threadIdx.x; b < RADIX_BINS; b += SELECT_THREADS) histogram[b] = 0;
     __syncthreads();
-    for (u32 i = threadIdx.x; i < n; i += SELECT_THREADS) {
-        u32 score = scores[i];
+    each_score(scores, 0, threadIdx.x, n, SELECT_THREADS, [&](u32, bool valid, u32 score) {
         // All bits are still open at first, and a shift by 32 would leave them.
-        if (threshold.shift == 32 || score >> threshold.shift == threshold.prefix) {
-            atomicAdd(&histogram[score >> shift & (bins - 1)], 1u);
-        }
-    }
+        bool open = threshold.shift == 32 || score >> threshold.shift == threshold.prefix;
+        if (valid && open) atomicAdd(&histogram[score >> shift & (bins - 1)], 1u);
+    });
     __syncthreads();
     // Two bins a thread, from the highest down.
     u32 high = RADIX_BINS - 1 - 2 * threadIdx.x, total;
@@ -259,21 +282,20 @@ __device__ inline void write_selected(const Scores& scores, u32 n, const Thresho
     u32 segment = (n + SELECT_THREADS - 1) / SELECT_THREADS * WARP;
     u32 begin = warp * segment, end = min(begin + segment, n);
     u32 larger = 0, equal = 0, total;
-    for (u32 i = begin + lane; i < end; i += WARP) {
-        u32 prefix = scores[i] >> threshold.shift;
-        larger += prefix > threshold.prefix;
-        equal += prefix == threshold.prefix;
-    }
+    each_score(scores, begin, lane, end, WARP, [&](u32, bool valid, u32 score) {
+        u32 prefix = score >> threshold.shift;
+        larger += valid && prefix > threshold.prefix;
+        equal += valid && prefix == threshold.prefix;
+    });
     larger = exclusive_sum(larger, scratch, total);
     equal = exclusive_sum(equal, scratch, total);
     // Those of the warp's first lane: counts before its segment.
     larger = __shfl_sync(FULL_WARP, larger, 0);
     equal = __shfl_sync(FULL_WARP, equal, 0);
-    for (u32 base = begin; base < end; base += WARP) {
-        u32 i = base + lane;
-        u32 prefix = i < end ? scores[i] >> threshold.shift : 0;
-        u32 larger_lanes = __ballot_sync(FULL_WARP, i < end && prefix > threshold.prefix);
-        u32 equal_lanes = __ballot_sync(FULL_WARP, i < end && prefix == threshold.prefix);
+    each_score(scores, begin, lane, end, WARP, [&](u32 i, bool valid, u32 score) {
+        u32 prefix = score >> threshold.shift;
+        u32 larger_lanes = __ballot_sync(FULL_WARP, valid && prefix > threshold.prefix);
+        u32 equal_lanes = __ballot_sync(FULL_WARP, valid && prefix == threshold.prefix);
         u32 below = (1u << lane) - 1;
         u32 larger_before = larger + __popc(larger_lanes & below);
         u32 equal_before = equal + __popc(equal_lanes & below);
@@ -282,7 +304,7 @@ __device__ inline void write_selected(const Scores& scores, u32 n, const Thresho
         if (chosen) selected[larger_before + min(equal_before, threshold.needed)] = i;
         larger += __popc(larger_lanes);
         equal += __popc(equal_lanes);
-    }
+    });
 }
 
 // The top_k best rows of each row's `scores` [gridDim.x, stride], ascending, to selected
@@ -296,11 +318,11 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS, 1) select_rows(
     launch_dependents();
     u32 row = first_row + blockIdx.x, n = visible_index_rows(step, row);
     if (n <= top_k) return;
-    u32* cache = (u32*)dynamic_shared;
-    Scores all = {scores + (u64)blockIdx.x * stride, cache, min(cached, n)};
-    for (u32 i = threadIdx.x; i < all.cached; i += SELECT_THREADS) {
-        cache[i] = ordered(all.scores[i]);
-    }
+    float* cache = (float*)dynamic_shared;
+    const float* own = scores + (u64)blockIdx.x * stride;
+    Scores all = {own, cache, min(cached, n)};
+#pragma unroll 8
+    for (u32 i = threadIdx.x; i < all.cached; i += SELECT_THREADS) cache[i] = own[i];
     __syncthreads();
     Threshold threshold = {0, 32, top_k, n};
     while (threshold.shift > 0 && threshold.needed < threshold.found) {
