@@ -104,7 +104,7 @@ impl CudaBackend {
             weights: Weights::device_bytes(&model)?,
             context: options.context,
             cache: Cache::bytes_at(config, options.cache_rounding, options.context),
-            scratch: Scratch::bytes_per_row(config) * PREFILL_CHUNK as u64,
+            scratch: Scratch::bytes_per_row(config) * PREFILL_CHUNK.min(options.context) as u64,
             device: info,
         };
         if report.needed() > report.device.free_bytes {
@@ -258,7 +258,8 @@ fn too_large(report: &MemoryReport) -> Error {
             / (report.cache as f64 / report.context.max(1) as f64);
         format!("a context of about {} tokens would fit", tokens as u64 / 1024 * 1024)
     } else {
-        format!("the weights alone take {}: use a smaller recipe or the CPU", gib(report.weights))
+        let (weights, scratch) = (gib(report.weights), gib(report.scratch));
+        format!("weights take {weights}, activations {scratch}: use a smaller recipe or the CPU")
     };
     Error::TooLarge {
         name: report.device.name.clone(),

