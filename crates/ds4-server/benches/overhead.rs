@@ -14,7 +14,12 @@ use ds4_model::tokenizer::Tokenizer;
 use flate2::read::GzDecoder;
 use gguf::GgufFile;
 use serde_json::{Value, json};
-use support::{Running, client::post, config, scripted::Timing};
+use support::{
+    Running,
+    client::post,
+    config,
+    scripted::{Timing, Work},
+};
 
 /// The tokenizer of the real model.
 const TOKENIZER: &str =
@@ -73,8 +78,10 @@ fn measure(tokenizer: &Arc<Tokenizer>, streams: usize, name: &str, options: &Val
     let clients: Vec<_> = (0..streams).map(client).collect();
     clients.into_iter().for_each(|client| client.join().expect("a client failed"));
     let done = work.take().expect("no step was taken");
+    let own_time = Work::own_time() * done.steps as u32;
     let micros = |time: Duration| time.as_secs_f64() * 1e6 / done.steps as f64;
-    let (own, wall) = (micros(done.between), micros(done.last - done.first - done.busy));
+    let (own, wall) =
+        (micros(done.between.saturating_sub(own_time)), micros(done.last - done.first - done.busy));
     let token = own * done.steps as f64 / (streams * TOKENS) as f64;
     println!(
         "{streams:7}  {name:11}  {own:14.0} µs  {token:4.0} µs  {:5.1} %  {wall:15.0} µs",

@@ -86,6 +86,21 @@ pub enum ServeError {
     Io(#[from] io::Error),
 }
 
+/// Requests that are prepared at the same time, which is parsing, tokenizing and compiling
+/// grammars. More would wait for cores, each with a stack of its own.
+const PREPARED_TOGETHER: usize = 8;
+
+/// Threads to serve on.
+///
+/// # Errors
+/// If the system has no more.
+pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(PREPARED_TOGETHER)
+        .build()
+}
+
 /// A server, ready to serve.
 pub struct Server {
     app: Arc<App>,

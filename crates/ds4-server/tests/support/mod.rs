@@ -105,11 +105,7 @@ impl Running {
         let (address, monitor) = (server.address().unwrap(), server.monitor());
         let (stop, stopped) = oneshot::channel();
         let serve = move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = ds4_server::runtime().unwrap();
             let stopped = async move {
                 let _ = stopped.await;
             };
@@ -123,8 +119,7 @@ impl Running {
     pub fn briefly(config: ServerConfig) -> std::io::Result<()> {
         let engine = Engine::new(Scripted::new(&model(), tokenizer(), Timing::default()));
         let server = bind(engine, tokenizer(), config);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(server.run(std::future::ready(())))
+        ds4_server::runtime().unwrap().block_on(server.run(std::future::ready(())))
     }
 
     /// Tells the server to end.

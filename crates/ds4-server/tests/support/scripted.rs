@@ -132,6 +132,16 @@ impl Work {
         self.0.lock().unwrap().take()
     }
 
+    /// What measuring itself takes between steps.
+    pub fn own_time() -> Duration {
+        let (work, steps) = (Work::default(), 200);
+        for _ in 0..steps {
+            work.begin(Duration::from_micros(200), false);
+            work.end();
+        }
+        work.take().map_or(Duration::ZERO, |done| done.between / steps)
+    }
+
     /// A step begins, with a pause of so long; some share it with a prompt.
     fn begin(&self, pause: Duration, shared: bool) {
         let now = Instant::now();

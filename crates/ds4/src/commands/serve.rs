@@ -124,7 +124,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     interrupt::catch(Again::Exit)?;
     announce(args, server.address()?);
     let monitor = server.monitor();
-    let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
+    let runtime = ds4_server::runtime().context("cannot start threads")?;
     runtime.block_on(server.run(watch(monitor)))?;
     Ok(())
 }

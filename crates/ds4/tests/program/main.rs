@@ -8,6 +8,7 @@ mod measure;
 mod models;
 mod nano;
 mod process;
+mod serve;
 #[cfg(unix)]
 mod terminal;
 mod tokens;
