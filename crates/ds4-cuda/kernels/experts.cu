@@ -13,8 +13,9 @@ __device__ inline Rows<1> expert_rows(
     int end, u32& mine
 ) {
     mine = groups.pairs[min(first + (int)threadIdx.x % WARP / 4, end - 1)];
-    size_t row = mine / share;
-    return {{x + row * columns}, {nullptr}, {group_sums ? group_sums + row * columns / 16 : nullptr}};
+    size_t row = (size_t)(mine / share) * columns;
+    int t = threadIdx.x % 4;
+    return {{x + row + 8 * t}, {nullptr}, {group_sums ? group_sums + row / 16 + 4 * t : nullptr}};
 }
 
 // hidden[pair] = weight · SwiGLU(gate·x, up·x), and the sums of each 16 columns.
@@ -122,7 +123,7 @@ __device__ inline void down(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
+extern "C" __global__ void __launch_bounds__(256, 3) experts_gate_up_q2(
     Stack gate, Stack up, Groups groups, const float* pair_weights, const u16* x, u16* hidden,
     u16* group_sums, int used, float limit, const uint4* iq2_grid
 ) {

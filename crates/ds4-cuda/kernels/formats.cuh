@@ -189,13 +189,22 @@ struct Unit<IQ2_XXS> {
         scales = ((const u32*)p.more_scales)[block * 8 + lane / 4];
     }
 
-    // A code has the rows' grid indices in bytes 0 and 2. Bit 15 - i is the sign of column 2i of
-    // the first row, bit 31 - i that of column 2i + 1; those of the second row are 4 bits lower.
+    // A code has the first row's grid index in bits 7 … 14 and the second row's in bits 23 … 30: as
+    // offsets into the copies. The signs of pair i of the eight pairs of columns (four of each row)
+    // are bits 7 - i and 23 - i, those of pair 0 bits 15 and 31.
+    __device__ static inline uint4 look_up(const uint4* grid, u32 offset) {
+        return *(const uint4*)((const u8*)grid + (offset & 0x7f80));
+    }
+
+    __device__ static inline u32 signed_pair(u32 pair, u32 code, int i) {
+        return pair ^ ((i == 0 ? code : code << (8 + i)) & 0x80008000);
+    }
+
     __device__ static inline void put(Operands& o, int row, u32 code, const uint4* grid) {
-        uint4 v = grid[(code >> 16 * row & 0xff) * GRID_COPIES];
-        u32 signs = code << 4 * row;
-        put_row(o, row, v.x ^ (signs & 0x80008000), v.y ^ (signs << 1 & 0x80008000),
-                v.z ^ (signs << 2 & 0x80008000), v.w ^ (signs << 3 & 0x80008000));
+        uint4 v = look_up(grid, row ? code >> 16 : code);
+        int i = 4 * row;
+        put_row(o, row, signed_pair(v.x, code, i), signed_pair(v.y, code, i + 1),
+                signed_pair(v.z, code, i + 2), signed_pair(v.w, code, i + 3));
     }
 
     // 2·(four bits of the step) + 1, without a conversion: those are slow.

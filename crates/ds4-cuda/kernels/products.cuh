@@ -7,13 +7,14 @@
 
 #include "formats.cuh"
 
-// Eight activation rows for each of TOKENS groups: every lane's own row, in halves.
+// Eight activation rows for each of TOKENS groups: every lane's own row, in halves, from where its
+// columns of the first step are.
 template <int TOKENS>
 struct Rows {
     const u16* high[TOKENS];
     // What rounding to halves left over, or null.
     const u16* low[TOKENS];
-    // Sums of each 16 columns (see `group_sum_at`), or null: some formats can use them.
+    // The lane's sums of each 16 columns (see `group_sum_at`), or null: some formats can use them.
     const u16* group_sums[TOKENS];
 };
 
@@ -38,15 +39,38 @@ struct Sums {
     }
 };
 
-__device__ inline void multiply_step(float (&d)[4], const Operands& o, const u16* x) {
-    uint4 b = *(const uint4*)x;
-    mma(d, o.a[0], b.x, b.y);
-    mma(d, o.a[1], b.z, b.w);
+// A lane's activations of one row for the steps of a unit. For few rows they are loaded at once, so
+// that nobody waits for them one by one.
+template <int STEPS, bool AT_ONCE>
+struct StepInputs {
+    const uint4* from;
+    uint4 loaded[AT_ONCE ? STEPS : 1];
+
+    __device__ inline StepInputs(const u16* x, int column) : from((const uint4*)(x + column)) {
+        if constexpr (AT_ONCE) {
+#pragma unroll
+            for (int s = 0; s < STEPS; ++s) loaded[s] = from[4 * s];
+        }
+    }
+
+    __device__ inline uint4 at(int step) const {
+        if constexpr (AT_ONCE) return loaded[step];
+        return from[4 * step];
+    }
+};
+
+__device__ inline void multiply_step(float (&d)[4], const Operands& o, uint4 x) {
+    mma(d, o.a[0], x.x, x.y);
+    mma(d, o.a[1], x.z, x.w);
 }
 
-// Which of a lane's activations belong to a step.
-__device__ inline int lane_column(int column, int step, int lane) {
-    return column + 32 * step + 8 * (lane % 4);
+__device__ inline void begin_step(float (&d)[4], const Operands& o, uint4 x) {
+    mma_from_zero(d, o.a[0], x.x, x.y);
+    mma(d, o.a[1], x.z, x.w);
+}
+
+__device__ inline uint4 input_at(const u16* x, int column, int step) {
+    return *(const uint4*)(x + column + 32 * step);
 }
 
 template <int TOKENS>
@@ -63,28 +87,29 @@ template <int TYPE, int TOKENS, bool SUMS>
 __device__ inline void multiply_unit_k(
     Sums<TOKENS>& sums, const Unit<TYPE>& w, const Rows<TOKENS>& x, int column, int lane, bool exact
 ) {
+    constexpr int STEPS = unit_steps(TYPE);
     RowPair f = w.factor(0), f_min = w.minimum_factor();
     f_min = {-f_min.low, -f_min.high};
 #pragma unroll
     for (int n = 0; n < TOKENS; ++n) {
+        StepInputs<STEPS, TOKENS == 1> in(x.high[n], column);
         float d[4] = {0.0f, 0.0f, 0.0f, 0.0f}, m[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-        for (int s = 0; s < unit_steps(TYPE); ++s) {
+        for (int s = 0; s < STEPS; ++s) {
             Operands o = w.operands(s, nullptr, lane);
-            int at = lane_column(column, s, lane);
-            multiply_step(d, o, x.high[n] + at);
-            if (exact) multiply_step(d, o, x.low[n] + at);
+            multiply_step(d, o, in.at(s));
+            if (exact) multiply_step(d, o, input_at(x.low[n], column, s));
             if constexpr (!SUMS) {
                 Operands minima = w.minima(s);
-                multiply_step(m, minima, x.high[n] + at);
-                if (exact) multiply_step(m, minima, x.low[n] + at);
+                multiply_step(m, minima, in.at(s));
+                if (exact) multiply_step(m, minima, input_at(x.low[n], column, s));
             }
         }
         if constexpr (SUMS) {
             u32 a[4];
             w.all_minima(lane, a);
-            uint2 b = *(const uint2*)(x.group_sums[n] + column / 16 + 4 * (lane % 4));
-            mma(m, a, b.x, b.y);
+            uint2 b = *(const uint2*)(x.group_sums[n] + column / 16);
+            mma_from_zero(m, a, b.x, b.y);
         }
         add_scaled(sums, n, d, f);
         add_scaled(sums, n, m, f_min);
@@ -99,16 +124,18 @@ __device__ inline void multiply_unit(
     if constexpr (TYPE == Q2_K || TYPE == Q4_K) {
         multiply_unit_k<TYPE, TOKENS, SUMS>(sums, w, x, column, lane, exact);
     } else {
+        constexpr int STEPS = unit_steps(TYPE);
+        StepInputs<STEPS, TOKENS == 1> first(x.high[0], column);
 #pragma unroll
-        for (int s = 0; s < unit_steps(TYPE); ++s) {
+        for (int s = 0; s < STEPS; ++s) {
             Operands o = w.operands(s, grid, lane);
-            int at = lane_column(column, s, lane);
+            RowPair f = w.factor(s);
 #pragma unroll
             for (int n = 0; n < TOKENS; ++n) {
-                float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-                multiply_step(d, o, x.high[n] + at);
-                if (exact) multiply_step(d, o, x.low[n] + at);
-                add_scaled(sums, n, d, w.factor(s));
+                float d[4];
+                begin_step(d, o, n == 0 ? first.at(s) : input_at(x.high[n], column, s));
+                if (exact) multiply_step(d, o, input_at(x.low[n], column, s));
+                add_scaled(sums, n, d, f);
             }
         }
     }
@@ -280,7 +307,7 @@ __device__ inline void run_product(
     bool exact = p.x_low != nullptr;
 #pragma unroll
     for (int i = 0; i < TOKENS; ++i) {
-        size_t at = (size_t)min(first + 8 * i + lane / 4, n - 1) * p.x_stride;
+        size_t at = (size_t)min(first + 8 * i + lane / 4, n - 1) * p.x_stride + 8 * (lane % 4);
         x.high[i] = p.x + at;
         x.low[i] = exact ? p.x_low + at : nullptr;
         x.group_sums[i] = nullptr;

@@ -88,10 +88,11 @@ __device__ inline void repack_iq2_xxs(
             u32 grid = read32(block + 2 + 8 * s), rest = read32(block + 6 + 8 * s);
             u32 signs = rest >> 7 * t & 127;
             signs |= (__popc(signs) & 1) << 7;
-            codes[s] |= (grid >> 8 * t & 0xff) << 16 * r;
+            codes[s] |= (grid >> 8 * t & 0xff) << (7 + 16 * r);
             for (int i = 0; i < 4; ++i) {
-                codes[s] |= (signs >> 2 * i & 1) << (15 - 4 * r - i);
-                codes[s] |= (signs >> (2 * i + 1) & 1) << (31 - 4 * r - i);
+                int pair = 4 * r + i, bit = pair == 0 ? 15 : 7 - pair;
+                codes[s] |= (signs >> 2 * i & 1) << bit;
+                codes[s] |= (signs >> (2 * i + 1) & 1) << (16 + bit);
             }
             scales[r] |= (rest >> 28) << 4 * s;
         }

@@ -62,6 +62,11 @@ inline u32 half2_fma(u32 a, u32 b, u32 c) {
 
 inline void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { emulator_mma(d, a, b0, b1); }
 
+inline void mma_from_zero(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    for (float& x : d) x = 0;
+    emulator_mma(d, a, b0, b1);
+}
+
 inline u32 float_to_tf32(float x) { return (__float_as_uint(x) + 0x1000) & 0xffffe000; }
 
 inline void mma_tf32(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {

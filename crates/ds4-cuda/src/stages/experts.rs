@@ -22,8 +22,9 @@ const GROUP_THREADS: usize = 512;
 const GROUP_BLOCKS: usize = 128;
 /// Warps of a block that routes, one row each.
 const ROUTE_WARPS: usize = 8;
-/// Blocks that a device keeps busy with, at the least.
-const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
+/// Blocks that a multiprocessor holds at a time (see the kernels' launch bounds).
+const GATE_UP_BLOCKS: usize = 3;
+const DOWN_BLOCKS: usize = 2;
 
 /// Buffers of the experts for `n` rows.
 pub struct Scratch {
@@ -196,11 +197,13 @@ impl ExpertStage<'_> {
         let (rows, used) = (self.decode_rows, config.experts_used);
         let groups = s.groups[0].pointers();
         let most = config.experts.min(rows * used);
-        let busy = BLOCKS_PER_MULTIPROCESSOR * self.device.multiprocessors();
+        let multiprocessors = self.device.multiprocessors();
+        let gate_up_blocks = GATE_UP_BLOCKS * multiprocessors;
+        let down_blocks = DOWN_BLOCKS * multiprocessors;
         let fast = w.gate.ty == WeightType::Iq2Xxs;
         self.device.launch(
             if fast { "experts_gate_up_q2" } else { "experts_gate_up_any" },
-            [busy.min(most * config.expert_width / TILE), 1, 1],
+            [gate_up_blocks.min(most * config.expert_width / TILE), 1, 1],
             32 * DECODE_WARPS,
             0,
             args![
@@ -220,7 +223,7 @@ impl ExpertStage<'_> {
         let (shared, shared_blocks) = shared_down.only();
         self.device.launch(
             if fast { "experts_down_q2" } else { "experts_down_any" },
-            [shared_blocks * rows.div_ceil(8) + busy.min(most * config.hidden / TILE), 1, 1],
+            [shared_blocks * rows.div_ceil(8) + down_blocks.min(most * config.hidden / TILE), 1, 1],
             32 * DECODE_WARPS,
             0,
             args![

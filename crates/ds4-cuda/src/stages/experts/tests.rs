@@ -38,11 +38,14 @@ fn pairs_are_grouped_by_expert() {
             all
         };
         let one = choice(&mut random);
-        let ids: Vec<u32> = (0..rows)
-            .flat_map(|_| if same { one.clone() } else { choice(&mut random) })
-            .collect();
+        let ids: Vec<u32> =
+            (0..rows).flat_map(|_| if same { one.clone() } else { choice(&mut random) }).collect();
         let found = group_on(&device, &ids, experts, first);
-        assert_eq!(found, expected(&ids, experts, first), "{experts} experts, rows {first}..{rows}");
+        assert_eq!(
+            found,
+            expected(&ids, experts, first),
+            "{experts} experts, rows {first}..{rows}"
+        );
     }
 }
 
