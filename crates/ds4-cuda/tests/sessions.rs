@@ -208,9 +208,9 @@ fn the_same_input_gives_the_same_bits() {
     assert!(answer(&other) == first, "on another engine");
 }
 
-/// Chunks of 8 tokens and more have the same bits whatever their length. Shorter ones take other
-/// kernels, which round less; with rounded caches a value beside a boundary then goes the other
-/// way, as in the reference against itself.
+/// Chunks of 8 tokens and more have the same bits whatever their length, and so have shorter ones.
+/// Between the two are other kernels; with rounded caches a value beside a boundary then goes the
+/// other way, as in the reference against itself.
 #[test]
 fn chunks_hardly_change_logits() {
     for (rounding, limit) in [(CacheRounding::Off, 1e-3), (CacheRounding::On, 2e-2)] {
@@ -221,10 +221,12 @@ fn chunks_hardly_change_logits() {
         for chunk in [70, 40] {
             assert!(run(chunk) == whole, "{rounding:?}: logits differ in chunks of {chunk}");
         }
-        for chunk in [7, 1] {
-            let d = Difference::of(&run(chunk), &whole);
-            println!("{rounding:?}, chunks of {chunk}: {d:?}");
-            assert!(d.kl <= limit && d.top1 >= 0.9, "{rounding:?}, chunks of {chunk}: {d:?}");
+        let short = run(7);
+        let d = Difference::of(&short, &whole);
+        println!("{rounding:?}: {d:?}");
+        assert!(d.kl <= limit && d.top1 >= 0.9, "{rounding:?}, chunks of 7: {d:?}");
+        if rounding == CacheRounding::On {
+            assert!(run(1) == short, "logits differ in chunks of 1 and 7");
         }
     }
 }
@@ -295,7 +297,7 @@ fn steps_of_any_size() {
     let mut all = sessions(&engine, &starts, 100);
     let mut single = sessions(&engine, &starts, 100);
     for (round, (n, len)) in
-        [(1, 40), (1, 300), (70, 1), (100, 1), (70, 1), (1, 1)].into_iter().enumerate()
+        [(1, 40), (1, 130), (70, 1), (100, 1), (70, 1), (1, 1)].into_iter().enumerate()
     {
         let tokens = next_tokens(n, round as u64, |_| len);
         let wanted = if n == 1 { LogitsWanted::All } else { LogitsWanted::Last };
