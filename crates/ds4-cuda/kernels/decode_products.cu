@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) decode_products_16(
     run_products<DENSE_TYPES, 2>(products, count, n, iq2_grid);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) decode_products_32(
+extern "C" __global__ void __launch_bounds__(256, 1) decode_products_32(
     __grid_constant__ const ProductList products, int count, int n, const uint4* iq2_grid
 ) {
     run_products<DENSE_TYPES, 4>(products, count, n, iq2_grid);

@@ -1,6 +1,6 @@
 // Routed experts of a few rows: each chosen expert's weights are read once.
 //
-// A block does two tiles at a time, half of its warps each, and goes on until all are done. Blocks
+// A block does a tile of gate and up or two of down at a time, and goes on until all are done. Blocks
 // for the shared expert's last product come first: its input was ready long ago.
 
 #include "products.cuh"
@@ -25,13 +25,11 @@ __device__ inline void gate_up(
     const u16* x, u16* hidden, u16* group_sums, int used, float limit, const uint4* iq2_grid
 ) {
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
-    __shared__ float scratch[DECODE_WARPS * 128];
+    __shared__ float scratch[DECODE_WARPS * 128], scratch_up[DECODE_WARPS * 128];
     launch_dependents();
     if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, iq2_grid);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int tiles = gate.rows / 16;
-    Stack w = gate;
-    if (warp >= SPLIT) w = up;
+    int tiles = gate.rows / 16, steps = gate.columns / 32;
     wait_for_dependencies();
     __syncthreads();
     int items = *groups.active_count * tiles;
@@ -42,18 +40,36 @@ __device__ inline void gate_up(
             u32 mine;
             Rows<1> rows =
                 expert_rows(groups, x, gate.columns, used, nullptr, first, end, mine);
-            Sums<1> sums;
-            sums.clear();
-            multiply_tile_of<TYPES, 1>(
-                w.type, sums, w.weights, w.columns, expert * tiles + tile, warp % SPLIT, SPLIT,
-                rows, own_grid(grids), lane, false, [] {});
-            gather_sums(sums, scratch, warp, lane);
+            Sums<1> g_sums, u_sums;
+            g_sums.clear();
+            u_sums.clear();
+            if constexpr (TYPES == TYPE_BIT(IQ2_XXS)) {
+                int units = steps / unit_steps(IQ2_XXS);
+                multiply_pair<IQ2_XXS, false>(
+                    g_sums, u_sums, gate.weights, up.weights, units, expert * tiles + tile, warp,
+                    DECODE_WARPS, rows, own_grid(grids), lane);
+                int next = item + gridDim.x;
+                if (first + 8 >= end && next < items) {
+                    int at = groups.active[next / tiles] * tiles + next % tiles;
+                    prefetch_tile<IQ2_XXS>(gate.weights, units, at, warp, DECODE_WARPS, lane);
+                    prefetch_tile<IQ2_XXS>(up.weights, units, at, warp, DECODE_WARPS, lane);
+                }
+            } else {
+                multiply_tile_of<TYPES, 1>(
+                    gate.type, g_sums, gate.weights, gate.columns, expert * tiles + tile, warp,
+                    DECODE_WARPS, rows, own_grid(grids), lane, false, [] {});
+                multiply_tile_of<TYPES, 1>(
+                    up.type, u_sums, up.weights, up.columns, expert * tiles + tile, warp,
+                    DECODE_WARPS, rows, own_grid(grids), lane, false, [] {});
+            }
+            gather_sums(g_sums, scratch, warp, lane);
+            gather_sums(u_sums, scratch_up, warp, lane);
             __syncthreads();
             if (threadIdx.x < 128 && first + (int)(threadIdx.x - lane) / 16 < end) {
                 int at = min(first + (int)threadIdx.x / 16, end - 1);
                 u32 pair = groups.pairs[at];
-                float g = total<1>(scratch, SPLIT, threadIdx.x);
-                float u = total<1>(scratch + SPLIT * 128, SPLIT, threadIdx.x);
+                float g = total<1>(scratch, DECODE_WARPS, threadIdx.x);
+                float u = total<1>(scratch_up, DECODE_WARPS, threadIdx.x);
                 u16 y = float_to_half(pair_weights[pair] * swiglu(g, u, limit));
                 float sum = half_to_float(y);
                 for (int d = 8; d > 0; d /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, d);
@@ -109,6 +125,13 @@ __device__ inline void down(
             multiply_tile_of<TYPES, 1>(
                 w.type, sums, w.weights, w.columns, expert * tiles + min(tile, tiles - 1),
                 warp % SPLIT, SPLIT, rows, own_grid(grids), lane, false, [] {});
+            int next = item + gridDim.x - shared_items;
+            if ((TYPES & GROUP_SUMS) && first + 8 >= end && next < items) {
+                int at = groups.active[next / expert_items] * tiles;
+                at += min(next % expert_items * block_tiles + warp / SPLIT, tiles - 1);
+                prefetch_tile<Q2_K>(
+                    w.weights, w.columns / 256, at, warp % SPLIT, SPLIT, lane);
+            }
             gather_sums(sums, scratch, warp, lane);
             __syncthreads();
             int i = threadIdx.x % 128, half = threadIdx.x / 128;
@@ -123,7 +146,7 @@ __device__ inline void down(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) experts_gate_up_q2(
+extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
     Stack gate, Stack up, Groups groups, const float* pair_weights, const u16* x, u16* hidden,
     u16* group_sums, int used, float limit, const uint4* iq2_grid
 ) {

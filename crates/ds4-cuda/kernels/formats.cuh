@@ -176,15 +176,15 @@ struct Unit<F32> : Unit<F16> {};
 
 template <>
 struct Unit<IQ2_XXS> {
-    uint4 codes[2];
+    uint4 weights[2];
     // Four bits a step for each row.
     uint2 scale_codes;
     u32 scales;
 
     __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
         size_t block = (size_t)tile * units + unit;
-        codes[0] = load_once16(p.weights + block * 64 + lane);
-        codes[1] = load_once16(p.weights + block * 64 + 32 + lane);
+        weights[0] = load_once16(p.weights + block * 64 + lane);
+        weights[1] = load_once16(p.weights + block * 64 + 32 + lane);
         scale_codes = ((const uint2*)p.scales)[block * 8 + lane / 4];
         scales = ((const u32*)p.more_scales)[block * 8 + lane / 4];
     }
@@ -214,7 +214,7 @@ struct Unit<IQ2_XXS> {
     }
 
     __device__ inline u32 code(int step) const {
-        uint4 c = codes[step / 4];
+        uint4 c = weights[step / 4];
         int i = step % 4;
         return i == 0 ? c.x : i == 1 ? c.y : i == 2 ? c.z : c.w;
     }

@@ -126,14 +126,26 @@ __device__ inline void multiply_unit(
     } else {
         constexpr int STEPS = unit_steps(TYPE);
         StepInputs<STEPS, TOKENS == 1> first(x.high[0], column);
+        // Of several rows the next step's activations are on their way during a step.
+        uint4 next[TOKENS];
+        if constexpr (TOKENS > 1) {
+#pragma unroll
+            for (int n = 0; n < TOKENS; ++n) next[n] = input_at(x.high[n], column, 0);
+        }
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
+            uint4 in[TOKENS];
+#pragma unroll
+            for (int n = 0; n < TOKENS; ++n) {
+                in[n] = TOKENS == 1 ? first.at(s) : next[n];
+                if (TOKENS > 1 && s + 1 < STEPS) next[n] = input_at(x.high[n], column, s + 1);
+            }
             Operands o = w.operands(s, grid, lane);
             RowPair f = w.factor(s);
 #pragma unroll
             for (int n = 0; n < TOKENS; ++n) {
                 float d[4];
-                begin_step(d, o, n == 0 ? first.at(s) : input_at(x.high[n], column, s));
+                begin_step(d, o, in[n]);
                 if (exact) multiply_step(d, o, input_at(x.low[n], column, s));
                 add_scaled(sums, n, d, f);
             }
@@ -159,6 +171,47 @@ __device__ inline void multiply_tile(
         if (u + stride >= units) break;
         multiply_unit<TYPE, TOKENS, SUMS>(sums, odd, x, (u + stride) * COLUMNS, grid, lane, exact);
         if (u + 3 * stride < units) odd.load(w, units, tile, u + 3 * stride, lane);
+    }
+}
+
+// The same for two matrices of one shape and the same activations.
+template <int TYPE, bool SUMS>
+__device__ inline void multiply_pair(
+    Sums<1>& a, Sums<1>& b, const Planes& wa, const Planes& wb, int units, int tile, int first,
+    int stride, const Rows<1>& x, const uint4* grid, int lane
+) {
+    constexpr int COLUMNS = unit_steps(TYPE) * 32;
+    Unit<TYPE> even[2], odd[2];
+    auto load = [&](Unit<TYPE> (&to)[2], int unit) {
+        if (unit >= units) return;
+        to[0].load(wa, units, tile, unit, lane);
+        to[1].load(wb, units, tile, unit, lane);
+    };
+    auto multiply = [&](const Unit<TYPE> (&w)[2], int unit) {
+        multiply_unit<TYPE, 1, SUMS>(a, w[0], x, unit * COLUMNS, grid, lane, false);
+        multiply_unit<TYPE, 1, SUMS>(b, w[1], x, unit * COLUMNS, grid, lane, false);
+    };
+    load(even, first);
+    load(odd, first + stride);
+    for (int u = first; u < units; u += 2 * stride) {
+        multiply(even, u);
+        load(even, u + 2 * stride);
+        if (u + stride >= units) break;
+        multiply(odd, u + stride);
+        load(odd, u + 3 * stride);
+    }
+}
+
+// Starts bringing units `first`, `first + stride`, … of a tile nearer.
+template <int TYPE>
+__device__ inline void prefetch_tile(
+    const Planes& w, int units, int tile, int first, int stride, int lane
+) {
+    constexpr int PIECES = sizeof(Unit<TYPE>::weights) / sizeof(uint4);
+    for (int u = first; u < units; u += stride) {
+        const uint4* from = w.weights + ((size_t)tile * units + u) * PIECES * WARP;
+        // A piece is 512 bytes, a cache line 128.
+        if (lane < 4 * PIECES) prefetch_line(from + 8 * lane);
     }
 }
 

@@ -52,6 +52,14 @@ const HEADERS: &[Program] =
 
 const OPTIONS: &[&str] = &["--std=c++17", "-default-device", "-lineinfo"];
 
+impl Program {
+    /// Whether its source has a function or macro argument of this name.
+    pub fn mentions(&self, kernel: &str) -> bool {
+        let names = self.source.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        names.into_iter().any(|name| name == kernel)
+    }
+}
+
 /// The machine code of `program` for a device of this compute capability.
 pub fn image(program: &Program, capability: (u32, u32)) -> Result<Vec<u8>, Error> {
     let target = architecture(capability);

@@ -652,7 +652,8 @@ fn load(image: &[u8]) -> Result<sys::CUmodule, Error> {
 
 fn find(modules: &[sys::CUmodule], name: &str) -> Option<sys::CUfunction> {
     let symbol = CString::new(name).ok()?;
-    modules.iter().find_map(|module| {
+    let programs = compile::PROGRAMS.iter().zip(modules);
+    programs.filter(|(program, _)| program.mentions(name)).find_map(|(_, module)| {
         let mut function = ptr::null_mut();
         // SAFETY: module and name are valid.
         let result = unsafe { sys::cuModuleGetFunction(&mut function, *module, symbol.as_ptr()) };

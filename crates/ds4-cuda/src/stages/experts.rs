@@ -23,8 +23,7 @@ const GROUP_BLOCKS: usize = 128;
 /// Warps of a block that routes, one row each.
 const ROUTE_WARPS: usize = 8;
 /// Blocks that a multiprocessor holds at a time (see the kernels' launch bounds).
-const GATE_UP_BLOCKS: usize = 3;
-const DOWN_BLOCKS: usize = 2;
+const BLOCKS: usize = 2;
 
 /// Buffers of the experts for `n` rows.
 pub struct Scratch {
@@ -197,13 +196,11 @@ impl ExpertStage<'_> {
         let (rows, used) = (self.decode_rows, config.experts_used);
         let groups = s.groups[0].pointers();
         let most = config.experts.min(rows * used);
-        let multiprocessors = self.device.multiprocessors();
-        let gate_up_blocks = GATE_UP_BLOCKS * multiprocessors;
-        let down_blocks = DOWN_BLOCKS * multiprocessors;
+        let busy = BLOCKS * self.device.multiprocessors();
         let fast = w.gate.ty == WeightType::Iq2Xxs;
         self.device.launch(
             if fast { "experts_gate_up_q2" } else { "experts_gate_up_any" },
-            [gate_up_blocks.min(most * config.expert_width / TILE), 1, 1],
+            [busy.min(most * config.expert_width / TILE), 1, 1],
             32 * DECODE_WARPS,
             0,
             args![
@@ -223,7 +220,7 @@ impl ExpertStage<'_> {
         let (shared, shared_blocks) = shared_down.only();
         self.device.launch(
             if fast { "experts_down_q2" } else { "experts_down_any" },
-            [shared_blocks * rows.div_ceil(8) + down_blocks.min(most * config.hidden / TILE), 1, 1],
+            [shared_blocks * rows.div_ceil(8) + busy.min(most * config.hidden / TILE), 1, 1],
             32 * DECODE_WARPS,
             0,
             args![
