@@ -147,7 +147,7 @@ fn a_batch_equals_each_session_alone() {
             ])
             .unwrap();
         for (alone, together) in alone.iter().zip(&together) {
-            assert_eq!(alone.concat(), together.data, "{kernels}");
+            assert_eq!(alone.concat(), together.data[..], "{kernels}");
         }
     }
 }

@@ -5,7 +5,12 @@
 
 #include "products.cuh"
 
-#define SPLIT (DECODE_WARPS / 2)
+// Warps that share a tile, and tiles that a block does at a time: large pieces of one expert, so that
+// finding its rows and adding up are a small part of the work.
+#define GATE_UP_SPLIT 2
+#define GATE_UP_TILES (DECODE_WARPS / GATE_UP_SPLIT)
+#define DOWN_SPLIT 1
+#define DOWN_TILES (DECODE_WARPS / DOWN_SPLIT)
 
 // The expert's activation rows `first` … up to `end`, by number of pair: row pair / `share` of `x`.
 __device__ inline Rows<1> expert_rows(
@@ -29,12 +34,15 @@ __device__ inline void gate_up(
     launch_dependents();
     if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, iq2_grid);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int tiles = gate.rows / 16, steps = gate.columns / 32;
+    int tiles = gate.rows / 16, part = warp % GATE_UP_SPLIT;
+    int expert_items = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
     wait_for_dependencies();
     __syncthreads();
-    int items = *groups.active_count * tiles;
+    int items = *groups.active_count * expert_items;
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
-        int expert = groups.active[item / tiles], tile = item % tiles;
+        int expert = groups.active[item / expert_items];
+        int first_tile = item % expert_items * GATE_UP_TILES;
+        int tile = expert * tiles + min(first_tile + warp / GATE_UP_SPLIT, tiles - 1);
         int start = groups.starts[expert], end = groups.starts[expert + 1];
         for (int first = start; first < end; first += 8) {
             u32 mine;
@@ -44,40 +52,35 @@ __device__ inline void gate_up(
             g_sums.clear();
             u_sums.clear();
             if constexpr (TYPES == TYPE_BIT(IQ2_XXS)) {
-                int units = steps / unit_steps(IQ2_XXS);
                 multiply_pair<IQ2_XXS, false>(
-                    g_sums, u_sums, gate.weights, up.weights, units, expert * tiles + tile, warp,
-                    DECODE_WARPS, rows, own_grid(grids), lane);
-                int next = item + gridDim.x;
-                if (first + 8 >= end && next < items) {
-                    int at = groups.active[next / tiles] * tiles + next % tiles;
-                    prefetch_tile<IQ2_XXS>(gate.weights, units, at, warp, DECODE_WARPS, lane);
-                    prefetch_tile<IQ2_XXS>(up.weights, units, at, warp, DECODE_WARPS, lane);
-                }
+                    g_sums, u_sums, gate.weights, up.weights, gate.columns / 256, tile, part,
+                    GATE_UP_SPLIT, rows, own_grid(grids), lane);
             } else {
                 multiply_tile_of<TYPES, 1>(
-                    gate.type, g_sums, gate.weights, gate.columns, expert * tiles + tile, warp,
-                    DECODE_WARPS, rows, own_grid(grids), lane, false, [] {});
+                    gate.type, g_sums, gate.weights, gate.columns, tile, part, GATE_UP_SPLIT, rows,
+                    own_grid(grids), lane, false, [] {});
                 multiply_tile_of<TYPES, 1>(
-                    up.type, u_sums, up.weights, up.columns, expert * tiles + tile, warp,
-                    DECODE_WARPS, rows, own_grid(grids), lane, false, [] {});
+                    up.type, u_sums, up.weights, up.columns, tile, part, GATE_UP_SPLIT, rows,
+                    own_grid(grids), lane, false, [] {});
             }
             gather_sums(g_sums, scratch, warp, lane);
             gather_sums(u_sums, scratch_up, warp, lane);
             __syncthreads();
-            if (threadIdx.x < 128 && first + (int)(threadIdx.x - lane) / 16 < end) {
-                int at = min(first + (int)threadIdx.x / 16, end - 1);
-                u32 pair = groups.pairs[at];
-                float g = total<1>(scratch, DECODE_WARPS, threadIdx.x);
-                float u = total<1>(scratch_up, DECODE_WARPS, threadIdx.x);
+            for (int i = threadIdx.x; i < GATE_UP_TILES * 128; i += DECODE_WARPS * WARP) {
+                // Half a warp has the 16 rows of one pair.
+                int local = i / 128, pair_at = first + i % 128 / 16;
+                u32 pair = groups.pairs[min(pair_at, end - 1)];
+                int from = local * GATE_UP_SPLIT * 128;
+                float g = total<1>(scratch + from, GATE_UP_SPLIT, i % 128);
+                float u = total<1>(scratch_up + from, GATE_UP_SPLIT, i % 128);
                 u16 y = float_to_half(pair_weights[pair] * swiglu(g, u, limit));
                 float sum = half_to_float(y);
                 for (int d = 8; d > 0; d /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, d);
                 size_t row = (size_t)pair * gate.rows;
-                if (first + (int)threadIdx.x / 16 < end) {
-                    hidden[row + 16 * tile + threadIdx.x % 16] = y;
-                    if (lane % 16 == 0) group_sums[row / 16 + group_sum_at(tile)] = float_to_half(sum);
-                }
+                int to = first_tile + local;
+                if (pair_at >= end || to >= tiles) continue;
+                hidden[row + 16 * to + i % 16] = y;
+                if (i % 16 == 0) group_sums[row / 16 + group_sum_at(to)] = float_to_half(sum);
             }
             __syncthreads();
         }
@@ -99,8 +102,7 @@ __device__ inline void down(
         __syncthreads();
     }
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int tiles = w.rows / 16, block_tiles = DECODE_WARPS / SPLIT;
-    int expert_items = (tiles + block_tiles - 1) / block_tiles;
+    int tiles = w.rows / 16, expert_items = (tiles + DOWN_TILES - 1) / DOWN_TILES;
     int shared_tiles = DECODE_WARPS / shared.split;
     int shared_blocks = (tiles + shared_tiles - 1) / shared_tiles;
     int shared_items = shared_blocks * ((n + 7) / 8);
@@ -114,7 +116,8 @@ __device__ inline void down(
     int items = *groups.active_count * expert_items;
     for (int item = blockIdx.x - shared_items; item < items; item += gridDim.x - shared_items) {
         int expert = groups.active[item / expert_items];
-        int tile = item % expert_items * block_tiles + warp / SPLIT;
+        int first_tile = item % expert_items * DOWN_TILES;
+        int tile = expert * tiles + min(first_tile + warp / DOWN_SPLIT, tiles - 1);
         int start = groups.starts[expert], end = groups.starts[expert + 1];
         for (int first = start; first < end; first += 8) {
             u32 mine;
@@ -123,23 +126,17 @@ __device__ inline void down(
             Sums<1> sums;
             sums.clear();
             multiply_tile_of<TYPES, 1>(
-                w.type, sums, w.weights, w.columns, expert * tiles + min(tile, tiles - 1),
-                warp % SPLIT, SPLIT, rows, own_grid(grids), lane, false, [] {});
-            int next = item + gridDim.x - shared_items;
-            if ((TYPES & GROUP_SUMS) && first + 8 >= end && next < items) {
-                int at = groups.active[next / expert_items] * tiles;
-                at += min(next % expert_items * block_tiles + warp / SPLIT, tiles - 1);
-                prefetch_tile<Q2_K>(
-                    w.weights, w.columns / 256, at, warp % SPLIT, SPLIT, lane);
-            }
+                w.type, sums, w.weights, w.columns, tile, warp % DOWN_SPLIT, DOWN_SPLIT, rows,
+                own_grid(grids), lane, false, [] {});
             gather_sums(sums, scratch, warp, lane);
             __syncthreads();
-            int i = threadIdx.x % 128, half = threadIdx.x / 128;
-            int row = 16 * (tile - warp / SPLIT + half) + i % 16;
-            if (first + i / 16 < end && row < w.rows) {
-                u32 pair = groups.pairs[first + i / 16];
+            for (int i = threadIdx.x; i < DOWN_TILES * 128; i += DECODE_WARPS * WARP) {
+                int local = i / 128, pair_at = first + i % 128 / 16;
+                if (pair_at >= end || first_tile + local >= tiles) continue;
+                u32 pair = groups.pairs[pair_at];
                 size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
-                out[slot * w.rows + row] = total<1>(scratch + half * SPLIT * 128, SPLIT, i);
+                out[slot * w.rows + 16 * (first_tile + local) + i % 16] =
+                    total<1>(scratch + local * DOWN_SPLIT * 128, DOWN_SPLIT, i % 128);
             }
             __syncthreads();
         }

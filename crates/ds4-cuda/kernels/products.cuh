@@ -202,19 +202,6 @@ __device__ inline void multiply_pair(
     }
 }
 
-// Starts bringing units `first`, `first + stride`, … of a tile nearer.
-template <int TYPE>
-__device__ inline void prefetch_tile(
-    const Planes& w, int units, int tile, int first, int stride, int lane
-) {
-    constexpr int PIECES = sizeof(Unit<TYPE>::weights) / sizeof(uint4);
-    for (int u = first; u < units; u += stride) {
-        const uint4* from = w.weights + ((size_t)tile * units + u) * PIECES * WARP;
-        // A piece is 512 bytes, a cache line 128.
-        if (lane < 4 * PIECES) prefetch_line(from + 8 * lane);
-    }
-}
-
 // The same for F32 weights: both halves of the weights with both of the activations.
 template <int TOKENS, typename Ready>
 __device__ inline void multiply_tile_f32(

@@ -140,11 +140,6 @@ __device__ inline uint4 load_once16(const void* p) {
     return v;
 }
 
-// Starts bringing the line of 128 bytes at `p` to the L2 cache.
-__device__ inline void prefetch_line(const void* p) {
-    asm volatile("prefetch.global.L2 [%0];" :: "l"(p));
-}
-
 // Programmatic dependent launch (compute capability 9.0): waits until the kernels this one
 // depends on are complete and their writes visible.
 __device__ inline void wait_for_dependencies() {

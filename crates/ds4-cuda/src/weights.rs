@@ -57,6 +57,9 @@ pub enum WeightType {
     Mxfp4,
 }
 
+/// Experts that the routing kernels take.
+const MOST_EXPERTS: usize = 512;
+
 /// Number of `BF16_SOURCE` in kernels/repack.cu.
 const BF16_SOURCE: i32 = 7;
 
@@ -178,6 +181,13 @@ impl Weights {
     /// # Errors
     /// If a matrix has a shape or type that the kernels don't take.
     pub fn device_bytes(model: &Model) -> Result<u64, Error> {
+        if model.config.experts > MOST_EXPERTS {
+            return Err(Error::Shape {
+                tensor: "experts".to_owned(),
+                found: model.config.experts.to_string(),
+                expected: format!("at most {MOST_EXPERTS}"),
+            });
+        }
         let w = &model.weights;
         let mut bytes = matrix_bytes(&w.token_embedding)? + matrix_bytes(&w.output)?;
         for layer in &w.layers {

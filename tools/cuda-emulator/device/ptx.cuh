@@ -101,5 +101,3 @@ inline uint4 load_once16(const void* p) { return *(const uint4*)p; }
 inline void wait_for_dependencies() {}
 
 inline void launch_dependents() {}
-
-inline void prefetch_line(const void*) {}

@@ -324,7 +324,7 @@ fn all_logits(
     let engine = Engine::new(prepare(CpuBackend::new(model, kernels, CacheRounding::Off)));
     let mut session = engine.new_session().unwrap();
     let mut work = [Work { session: &mut session, tokens: &tokens, logits: LogitsWanted::All }];
-    engine.step(&mut work).unwrap().remove(0).data
+    engine.step(&mut work).unwrap().remove(0).data.into_vec()
 }
 
 #[derive(Debug)]
