@@ -308,6 +308,8 @@ __device__ inline void weigh(const S& shared, u32 valid, float scale) {
     }
 #pragma unroll
     for (int d = 1; d < LANES; d *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, d);
+    // The head's other lanes have read what is overwritten here.
+    __syncwarp();
     if (lane == 0) {
         float keep = exp2f(before - largest);
         shared.keep[head] = keep;
