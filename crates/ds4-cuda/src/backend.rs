@@ -15,7 +15,8 @@ use ds4_model::{
 
 use crate::{
     Activations, Cache, DeviceInfo, Error,
-    device::{self, Buffer, Device},
+    device::{Buffer, Device},
+    driver,
     scratch::{Head, Pool, Scratch},
     stages::layer::{Shape, Stages},
     weights::Weights,
@@ -236,7 +237,7 @@ fn is_recorded(scratch: &Scratch, shape: Shape) -> bool {
 }
 
 fn choose(wanted: Option<usize>) -> Result<DeviceInfo, Error> {
-    let devices = device::devices()?;
+    let devices = driver::devices()?;
     let found = devices.len();
     let chosen = match wanted {
         Some(index) => devices.into_iter().find(|d| d.index == index),

@@ -1,6 +1,6 @@
 //! The CUDA backend: the stages of the model as kernels, compiled at run time for the device found.
 //!
-//! [`device`] and `compile` are all that talks to the driver. [`weights`] brings the model to the
+//! [`device`], `driver` and `compile` are all that talks to the driver. [`weights`] brings the model to the
 //! device in the order in which kernels read it; `scratch` holds the activations of a step;
 //! `stages` launches the kernels of `kernels/`, and [`backend`] puts the stages together. Steps
 //! that only decode are recorded once per shape and replayed.
@@ -11,6 +11,7 @@ pub mod weights;
 
 mod cache;
 mod compile;
+mod driver;
 mod generate;
 mod products;
 mod scratch;
@@ -19,7 +20,7 @@ mod step;
 
 pub use backend::{CudaBackend, MemoryReport, Options, PREFILL_CHUNK};
 pub use cache::Cache;
-pub use device::devices;
+pub use driver::devices;
 pub use scratch::Activations;
 
 /// What the driver says of a device.
