@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use ds4_engine::{
     Backend,
-    backend::{BackendError, Batch, Frontier, LayerRows, PREFILL_MIN, StageResult, Sublayer},
+    backend::{BackendError, Batch, Frontier, LayerRows, PREFILL_MIN, Span, StageResult, Sublayer},
     rope::frequencies,
     rows::CacheRounding,
 };
@@ -200,15 +200,13 @@ impl CudaBackend {
     }
 
     fn shape(&self, batch: &Batch) -> Shape {
-        let visible = |spans: &mut dyn Iterator<Item = &ds4_engine::backend::Span>| {
-            spans.map(|s| (s.start + s.rows.len()) / LayerKind::Csa.ratio()).max().unwrap_or(0)
-        };
+        let prefill = batch.spans.iter().filter(|s| s.rows.len() >= PREFILL_MIN);
         Shape {
             decode_rows: batch.decode_rows,
             rows: batch.tokens.len(),
             decode_logits: batch.decode_logits,
             logits: batch.logit_rows.len(),
-            visible: visible(&mut batch.spans.iter().filter(|s| s.rows.len() >= PREFILL_MIN)),
+            visible: prefill.map(visible).max().unwrap_or(0),
         }
     }
 
@@ -231,6 +229,11 @@ impl CudaBackend {
 /// Tokens of a prompt that are best computed together, if nothing else asks for less: matrix units
 /// want many tokens to each expert. The memory report reckons with so many.
 pub const PREFILL_CHUNK: usize = 4096;
+
+/// Compressed rows that the last token of a span sees in a CSA layer.
+fn visible(span: &Span) -> usize {
+    (span.start + span.rows.len()) / LayerKind::Csa.ratio()
+}
 
 fn is_recorded(scratch: &Scratch, shape: Shape) -> bool {
     shape.rows == shape.decode_rows && scratch.graphs.contains_key(&(shape.rows, shape.logits))
@@ -298,8 +301,7 @@ impl Backend for CudaBackend {
         let mut x = self.pool.take();
         self.grow(&mut x, batch.tokens.len(), batch.logit_rows.len())?;
         let top_k = self.model.config.index_top_k;
-        let end = |s: &ds4_engine::backend::Span| s.start + s.rows.len();
-        let crowded = batch.spans.iter().any(|s| end(s) / LayerKind::Csa.ratio() > top_k);
+        let crowded = batch.spans.iter().any(|s| visible(s) > top_k);
         let scratch = x.scratch();
         scratch.step.fill(batch, crowded);
         scratch.step.upload(&self.device)?;

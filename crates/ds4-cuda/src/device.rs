@@ -17,9 +17,10 @@ use cudarc::driver::sys;
 use ds4_engine::backend::{BackendError, StageResult};
 use rayon::prelude::*;
 
-pub(crate) use crate::step::StepPointers;
 use crate::{
-    DeviceInfo, Error, compile,
+    DeviceInfo, Error,
+    arguments::Arg,
+    compile,
     driver::{attribute, check, info},
 };
 
@@ -66,11 +67,6 @@ pub struct Buffer<T> {
     pointer: Pointer,
     len: usize,
     element: PhantomData<T>,
-}
-
-/// One kernel argument.
-pub struct Arg {
-    words: Vec<u64>,
 }
 
 impl Device {
@@ -278,8 +274,7 @@ impl Device {
             return Ok(());
         }
         let function = self.kernel(kernel)?;
-        let mut pointers: Vec<*mut c_void> =
-            args.iter().map(|arg| arg.words.as_ptr().cast_mut().cast()).collect();
+        let mut pointers: Vec<*mut c_void> = args.iter().map(|arg| arg.pointer()).collect();
         let mut overlap = programmatic_launch();
         let config = sys::CUlaunchConfig {
             gridDimX: blocks[0] as u32,
@@ -528,36 +523,6 @@ impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: made by `Device::event`.
         unsafe { sys::cuEventDestroy_v2(self.event) };
-    }
-}
-
-/// Kernel arguments, each a [`Pointer`], a number, or a `repr(C)` struct of pointers.
-macro_rules! args {
-    ($($arg:expr),* $(,)?) => { &[$($crate::device::Arg::from($arg)),*] };
-}
-pub(crate) use args;
-
-impl Arg {
-    /// A plain value, as the kernel declares it.
-    pub fn value<T: Pod>(value: T) -> Arg {
-        let mut words = vec![0u64; size_of::<T>().div_ceil(size_of::<u64>())];
-        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..size_of::<T>()]
-            .copy_from_slice(bytemuck::bytes_of(&value));
-        Arg { words }
-    }
-}
-
-macro_rules! plain_args {
-    ($($ty:ty),*) => { $(impl From<$ty> for Arg {
-        fn from(value: $ty) -> Arg { Arg::value(value) }
-    })* };
-}
-plain_args!(Pointer, u32, i32, f32, u64);
-
-impl From<usize> for Arg {
-    /// As a 32-bit integer.
-    fn from(value: usize) -> Arg {
-        Arg::value(value as u32)
     }
 }
 

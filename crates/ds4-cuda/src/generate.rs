@@ -4,7 +4,8 @@ use ds4_engine::backend::{BackendError, StageResult};
 use ds4_model::synth::{Content, Generator};
 use gguf::TensorType;
 
-use crate::device::{Buffer, Device, args};
+use crate::arguments::args;
+use crate::device::{Buffer, Device};
 
 const THREADS: usize = 256;
 /// Enough to fill any device; threads take several numbers or words each where there are more.

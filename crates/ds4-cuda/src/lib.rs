@@ -9,6 +9,7 @@ pub mod backend;
 pub mod device;
 pub mod weights;
 
+mod arguments;
 mod cache;
 mod compile;
 mod driver;

@@ -4,7 +4,8 @@ use bytemuck::Zeroable;
 use ds4_engine::backend::StageResult;
 
 use crate::{
-    device::{Arg, Buffer, Device, Pointer, args},
+    arguments::{Arg, args},
+    device::{Buffer, Device, Pointer},
     weights::{DeviceMatrix, Planes, TILE},
 };
 

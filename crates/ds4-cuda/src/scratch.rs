@@ -331,7 +331,7 @@ impl Pool {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(Idle(scratch)) = free.take() {
-                return Activations { scratch, pool: Some(self.clone()), caches_ready: false };
+                return Activations { scratch, pool: self.clone(), caches_ready: false };
             }
             free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
@@ -341,7 +341,7 @@ impl Pool {
 /// What flows through the stages of one step.
 pub struct Activations {
     scratch: Option<Box<Scratch>>,
-    pool: Option<Arc<Pool>>,
+    pool: Arc<Pool>,
     /// Whether this step's cache addresses are on their way to the device.
     pub(crate) caches_ready: bool,
 }
@@ -378,10 +378,8 @@ impl Activations {
 
 impl Drop for Activations {
     fn drop(&mut self) {
-        if let Some(pool) = &self.pool {
-            *pool.free.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(Idle(self.scratch.take()));
-            pool.returned.notify_one();
-        }
+        let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
+        *free = Some(Idle(self.scratch.take()));
+        self.pool.returned.notify_one();
     }
 }

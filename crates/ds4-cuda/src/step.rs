@@ -2,7 +2,8 @@
 
 use ds4_engine::backend::{Batch, StageResult};
 
-use crate::device::{Arg, Buffer, Device, Pinned, Pointer};
+use crate::arguments::Arg;
+use crate::device::{Buffer, Device, Pinned, Pointer};
 
 /// Addresses of the arrays that describe the rows; mirrors `Step` in kernels/common.cuh.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]

@@ -15,7 +15,8 @@ use rayon::prelude::*;
 
 use crate::{
     Error,
-    device::{Buffer, Device, Event, Pinned, Pointer, args},
+    arguments::{Arg, args},
+    device::{Buffer, Device, Event, Pinned, Pointer},
     generate::generate,
 };
 
@@ -445,7 +446,7 @@ impl<'a, P: FnMut(u64, u64)> Loader<'a, P> {
                     row_bytes as u64,
                     count,
                     m.cols,
-                    crate::device::Arg::value(planes),
+                    Arg::value(planes),
                     first / TILE
                 ],
             )?;

@@ -5,7 +5,9 @@ use std::ops::Range;
 use ds4_engine::{backend::StageResult, rope::PAIRS, rows::CacheRounding};
 use ds4_model::config::{HEAD_DIM, LayerKind};
 
-use crate::device::{Buffer, Device, Pointer, StepPointers, args};
+use crate::arguments::args;
+use crate::device::{Buffer, Device, Pointer};
+use crate::step::StepPointers;
 
 /// Splits of a query's rows in decoding, at most; mirrors MAX_SPLITS in kernels/attention.cu.
 pub const MAX_SPLITS: usize = 20;

@@ -6,7 +6,8 @@ use std::ops::Range;
 use ds4_engine::backend::StageResult;
 
 use super::attention::{AttentionLayer, Products};
-use crate::device::{Buffer, Pointer, args};
+use crate::arguments::args;
+use crate::device::{Buffer, Pointer};
 
 /// Threads of the kernel that finishes inputs, and of the one that stores them.
 const FINISH_THREADS: usize = 512;

@@ -6,7 +6,8 @@ use ds4_engine::backend::StageResult;
 use ds4_model::config::Config;
 
 use crate::{
-    device::{Arg, Buffer, Device, Pointer, args},
+    arguments::{Arg, args},
+    device::{Buffer, Device, Pointer},
     products::{DECODE_WARPS, Products},
     step::StepPointers,
     weights::{DeviceMatrix, Experts, Planes, TILE, WeightType},

@@ -6,7 +6,8 @@ use ds4_engine::backend::StageResult;
 use ds4_model::config::{Config, STREAMS};
 
 use crate::{
-    device::{Arg, Buffer, Device, Pointer, args},
+    arguments::{Arg, args},
+    device::{Buffer, Device, Pointer},
     scratch::Scratch,
     weights::HyperConnection,
 };

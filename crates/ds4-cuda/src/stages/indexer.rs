@@ -6,7 +6,8 @@ use ds4_engine::backend::StageResult;
 use ds4_model::config::INDEX_DIM;
 
 use super::attention::{AttentionLayer, Products};
-use crate::device::{Buffer, args};
+use crate::arguments::args;
+use crate::device::Buffer;
 
 /// Keys that a warp scores at a time.
 const WARP_KEYS: usize = 32;

@@ -15,7 +15,8 @@ use super::{
     indexer::{self, Select},
 };
 use crate::{
-    device::{Arg, Buffer, Device, Pointer, args},
+    arguments::{Arg, args},
+    device::{Buffer, Device, Pointer},
     scratch::{PARTIAL_ROWS, Scratch, key_capacity},
     weights::{self, Weights},
 };
