@@ -3,9 +3,12 @@
 //! Order: temperature, softmax, min-p, top-k, top-p, draw. Each filter works on the
 //! probabilities left by the one before it, and ties go to the lower token id throughout.
 
+mod scan;
+
 use std::cmp::Ordering;
 
 use crate::TokenId;
+use scan::{Choices, Scan};
 
 /// How to sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,71 +51,104 @@ pub struct TokenLogprob {
 #[error("the model produced no usable logits (NaN or all infinite)")]
 pub struct UnusableLogits;
 
-/// Logits looked at together, so that the compiler can use vectors.
-const LANES: usize = 16;
-
-/// Exponentials of less are 0 in f64.
-const SMALLEST_EXPONENT: f64 = -746.0;
+/// Weights of less than e to this are left out: 2^18 of them together are less than what a draw of
+/// 53 bits can tell apart.
+const NEGLIGIBLE: f64 = -50.0;
 
 /// Room for rounding the floor to f32; what lies between is weighed exactly.
 const FLOOR_SLACK: f64 = 0.01;
+
+/// Tokens that top-p sorts first; mostly they are enough.
+const FIRST_SORTED: usize = 64;
 
 /// Draws tokens; the same seed and logits give the same tokens.
 pub struct Sampler {
     params: SamplingParams,
     rng: fastrand::Rng,
+    scan: Scan,
+    left: Vec<Candidate>,
 }
 
 impl Sampler {
     /// A sampler whose draws follow from `seed`.
     pub fn new(params: SamplingParams, seed: u64) -> Self {
-        Sampler { params, rng: fastrand::Rng::with_seed(seed) }
+        let rng = fastrand::Rng::with_seed(seed);
+        Sampler { params, rng, scan: Scan::default(), left: Vec::new() }
     }
 
     /// The next token.
+    ///
+    /// # Errors
+    /// If there is no distribution to draw from.
     pub fn sample(&mut self, logits: &[f32]) -> Result<TokenId, UnusableLogits> {
-        let best = argmax(logits)?;
+        self.choose(Choices { logits, allowed: None })
+    }
+
+    /// The next token, of those in `allowed`: bit `t % 32` of word `t / 32` is token `t`'s.
+    ///
+    /// # Errors
+    /// If there is no distribution to draw from.
+    pub fn sample_among(
+        &mut self,
+        logits: &[f32],
+        allowed: &[u32],
+    ) -> Result<TokenId, UnusableLogits> {
+        self.choose(Choices { logits, allowed: Some(allowed) })
+    }
+
+    /// The likeliest token of those in `allowed`, whatever the parameters say.
+    ///
+    /// # Errors
+    /// If there is no usable logit among them.
+    pub fn likeliest_among(
+        &mut self,
+        logits: &[f32],
+        allowed: &[u32],
+    ) -> Result<TokenId, UnusableLogits> {
+        let choices = Choices { logits, allowed: Some(allowed) };
+        self.scan.look(choices)?;
+        self.scan.argmax(choices)
+    }
+
+    fn choose(&mut self, choices: Choices<'_>) -> Result<TokenId, UnusableLogits> {
+        self.scan.look(choices)?;
         if self.params.temperature <= 0.0 {
-            return Ok(best);
+            return self.scan.argmax(choices);
         }
-        let mut left = self.candidates(logits, logits[best as usize]);
-        self.keep_top_k(&mut left);
-        self.keep_top_p(&mut left);
-        let total: f64 = left.iter().map(|c| c.weight).sum();
+        self.find_candidates(choices);
+        self.keep_top_k();
+        self.keep_top_p();
+        let total: f64 = self.left.iter().map(|c| c.weight).sum();
         let mut point = self.rng.f64() * total;
-        for c in &left {
+        for c in &self.left {
             point -= c.weight;
             if point < 0.0 {
                 return Ok(c.token);
             }
         }
-        Ok(left.last().map_or(best, |c| c.token))
+        // Rounding, or nothing passed: a share of more than the most likely token's is asked for.
+        self.left.last().map_or_else(|| self.scan.argmax(choices), |c| Ok(c.token))
     }
 
     /// Tokens that pass min-p, weighted relative to the most likely one.
-    fn candidates(&self, logits: &[f32], largest: f32) -> Vec<Candidate> {
+    fn find_candidates(&mut self, choices: Choices<'_>) {
         let (temperature, min_p) = (self.params.temperature as f64, self.params.min_p as f64);
-        let inverse = 1.0 / temperature;
+        let (inverse, largest) = (1.0 / temperature, self.scan.largest() as f64);
         // Exponentials are taken of those alone that can pass: they would be most of the time.
-        let least = if min_p > 0.0 { min_p.ln() } else { SMALLEST_EXPONENT };
-        let floor = (largest as f64 + (least - FLOOR_SLACK) * temperature) as f32;
-        let mut left = Vec::new();
-        for (block, logits) in logits.chunks(LANES).enumerate() {
-            if !logits.iter().fold(false, |any, x| any | (*x >= floor)) {
-                continue;
+        let least = if min_p > 0.0 { min_p.ln() } else { NEGLIGIBLE };
+        let floor = (largest + (least - FLOOR_SLACK) * temperature) as f32;
+        let left = &mut self.left;
+        left.clear();
+        self.scan.at_least(choices, floor, |token, logit| {
+            let weight = ((logit as f64 - largest) * inverse).exp();
+            if weight >= min_p && weight > 0.0 {
+                left.push(Candidate { token, weight });
             }
-            for (lane, x) in logits.iter().enumerate() {
-                let weight = ((*x as f64 - largest as f64) * inverse).exp();
-                if weight >= min_p && weight > 0.0 {
-                    left.push(Candidate { token: (block * LANES + lane) as TokenId, weight });
-                }
-            }
-        }
-        left
+        });
     }
 
-    fn keep_top_k(&self, left: &mut Vec<Candidate>) {
-        let k = self.params.top_k;
+    fn keep_top_k(&mut self) {
+        let (k, left) = (self.params.top_k, &mut self.left);
         if k > 0 && k < left.len() {
             left.select_nth_unstable_by(k - 1, Candidate::likelier_first);
             left.truncate(k);
@@ -120,20 +156,29 @@ impl Sampler {
         }
     }
 
-    fn keep_top_p(&self, left: &mut Vec<Candidate>) {
+    /// Sorts no more than it keeps, or a few times as many.
+    fn keep_top_p(&mut self) {
         if self.params.top_p >= 1.0 {
             return;
         }
-        left.sort_unstable_by(Candidate::likelier_first);
+        let left = &mut self.left;
         let goal = self.params.top_p as f64 * left.iter().map(|c| c.weight).sum::<f64>();
-        let mut sum = 0.0;
-        let kept = left.iter().take_while(|c| {
-            let before = sum;
-            sum += c.weight;
-            before < goal
-        });
-        let kept = kept.count().max(1);
-        left.truncate(kept);
+        let (mut sum, mut sorted, mut next) = (0.0, 0, FIRST_SORTED);
+        while sorted < left.len() {
+            let end = next.min(left.len());
+            if end < left.len() {
+                left[sorted..].select_nth_unstable_by(end - sorted - 1, Candidate::likelier_first);
+            }
+            left[sorted..end].sort_unstable_by(Candidate::likelier_first);
+            for index in sorted..end {
+                sum += left[index].weight;
+                if sum >= goal {
+                    left.truncate(index + 1);
+                    return;
+                }
+            }
+            (sorted, next) = (end, 8 * end);
+        }
     }
 }
 
@@ -150,24 +195,9 @@ impl Candidate {
 
 /// The most likely token; the lowest id among equals.
 pub fn argmax(logits: &[f32]) -> Result<TokenId, UnusableLogits> {
-    let largest = largest(logits).filter(|largest| largest.is_finite()).ok_or(UnusableLogits)?;
-    let best = logits.iter().position(|x| *x == largest);
-    best.map(|i| i as TokenId).ok_or(UnusableLogits)
-}
-
-/// The largest logit; none if there is a NaN.
-fn largest(logits: &[f32]) -> Option<f32> {
-    let (blocks, rest) = logits.as_chunks::<LANES>();
-    let (mut best, mut nans) = ([f32::NEG_INFINITY; LANES], [0u32; LANES]);
-    for block in blocks {
-        for lane in 0..LANES {
-            let x = block[lane];
-            best[lane] = if x > best[lane] { x } else { best[lane] };
-            nans[lane] |= u32::from(x.is_nan());
-        }
-    }
-    let has_nan = nans.iter().any(|nan| *nan != 0) || rest.iter().any(|x| x.is_nan());
-    (!has_nan).then(|| best.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max))
+    let (mut scan, choices) = (Scan::default(), Choices { logits, allowed: None });
+    scan.look(choices)?;
+    scan.argmax(choices)
 }
 
 /// Logarithm of the sum of exponentials, in f64.
@@ -176,30 +206,31 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
     largest + logits.iter().map(|x| (*x as f64 - largest).exp()).sum::<f64>().ln()
 }
 
-/// Log-probability of `token` at temperature 1.
+/// Log-probability of `token` at temperature 1, and the `n` most likely tokens, most likely first.
+///
+/// # Errors
+/// If there is no distribution.
 ///
 /// # Panics
 /// If `token` is not below the number of logits.
-pub fn logprob(logits: &[f32], token: TokenId) -> f32 {
-    (logits[token as usize] as f64 - log_sum_exp(logits)) as f32
-}
-
-/// The `n` most likely tokens, most likely first.
-pub fn top_logprobs(logits: &[f32], n: usize) -> Vec<TokenLogprob> {
-    let n = n.min(logits.len());
-    if n == 0 {
-        return Vec::new();
-    }
-    let likelier = |a: &TokenId, b: &TokenId| {
-        logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
-    };
-    let mut tokens: Vec<TokenId> = (0..logits.len() as TokenId).collect();
-    tokens.select_nth_unstable_by(n - 1, likelier);
-    tokens.truncate(n);
-    tokens.sort_unstable_by(likelier);
+pub fn logprobs(
+    logits: &[f32],
+    token: TokenId,
+    n: usize,
+) -> Result<(f32, Vec<TokenLogprob>), UnusableLogits> {
+    let (mut scan, choices) = (Scan::default(), Choices { logits, allowed: None });
+    scan.look(choices)?;
     let total = log_sum_exp(logits);
-    let logprob = |t: TokenId| (logits[t as usize] as f64 - total) as f32;
-    tokens.into_iter().map(|token| TokenLogprob { token, logprob: logprob(token) }).collect()
+    let logprob = |logit: f32| (logit as f64 - total) as f32;
+    let mut top = Vec::new();
+    if n > 0 {
+        scan.at_least(choices, scan.floor_of(n), |token, logit| {
+            top.push(TokenLogprob { token, logprob: logprob(logit) });
+        });
+        top.sort_by(|a, b| b.logprob.total_cmp(&a.logprob));
+        top.truncate(n);
+    }
+    Ok((logprob(logits[token as usize]), top))
 }
 
 #[cfg(test)]
@@ -273,13 +304,93 @@ mod tests {
 
     #[test]
     fn log_probabilities() {
-        let top = top_logprobs(&LOGITS, 3);
-        assert_eq!(top.iter().map(|t| t.token).collect::<Vec<_>>(), [1, 3, 2]);
-        assert_eq!(top[0].logprob, logprob(&LOGITS, 1));
-        let total: f32 = (0..5).map(|t| logprob(&LOGITS, t).exp()).sum();
+        let top = logprobs(&LOGITS, 1, 3).unwrap();
+        assert_eq!(top.1.iter().map(|t| t.token).collect::<Vec<_>>(), [1, 3, 2]);
+        assert_eq!(top.1[0].logprob, top.0);
+        let total: f32 = (0..5).map(|t| logprobs(&LOGITS, t, 0).unwrap().0.exp()).sum();
         assert!((total - 1.0).abs() < 1e-6);
-        assert_eq!(top_logprobs(&LOGITS, 99).len(), 5);
-        assert!(top_logprobs(&LOGITS, 0).is_empty());
+        assert_eq!(logprobs(&LOGITS, 0, 99).unwrap().1.len(), 5);
+        assert!(logprobs(&LOGITS, 0, 0).unwrap().1.is_empty());
+        assert_eq!(logprobs(&[f32::NAN], 0, 1), Err(UnusableLogits));
+    }
+
+    /// The words of a mask of some tokens.
+    fn mask(tokens: impl IntoIterator<Item = TokenId>) -> Vec<u32> {
+        let mut words = Vec::new();
+        for token in tokens {
+            let word = token as usize / 32;
+            words.resize(words.len().max(word + 1), 0);
+            words[word] |= 1 << (token % 32);
+        }
+        words
+    }
+
+    /// The distribution by the book: everything is weighed and sorted.
+    fn plain(logits: &[f32], params: SamplingParams, allowed: &[u32]) -> Vec<(TokenId, f64)> {
+        let is_allowed = |t: usize| allowed.get(t / 32).is_some_and(|w| w >> (t % 32) & 1 == 1);
+        let of_all = (0..logits.len()).filter(|t| is_allowed(*t));
+        let largest = of_all.clone().map(|t| logits[t]).fold(f32::NEG_INFINITY, f32::max) as f64;
+        let weight = |t: usize| ((logits[t] as f64 - largest) / params.temperature as f64).exp();
+        let mut left: Vec<_> = of_all.map(|t| (t as TokenId, weight(t))).collect();
+        left.retain(|(_, weight)| *weight >= params.min_p as f64);
+        left.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        if params.top_k > 0 {
+            left.truncate(params.top_k);
+        }
+        let goal = params.top_p as f64 * left.iter().map(|c| c.1).sum::<f64>();
+        let mut sum = 0.0;
+        let kept = left.iter().take_while(|c| {
+            let before = sum;
+            sum += c.1;
+            before < goal
+        });
+        let kept = if params.top_p >= 1.0 { left.len() } else { kept.count().max(1) };
+        left.truncate(kept);
+        left
+    }
+
+    /// Over several blocks, with and without a mask.
+    #[test]
+    fn what_is_left_to_draw_from_is_what_the_plain_rules_leave() {
+        let mut rng = fastrand::Rng::with_seed(5);
+        let everything = mask(0..1000);
+        for case in 0..200 {
+            let logits: Vec<f32> = (0..1000).map(|_| rng.f32() * 12.0).collect();
+            let some: Vec<_> = (0..1000).filter(|_| rng.usize(..20) == 0).chain([7]).collect();
+            let allowed = if case % 2 == 0 { everything.clone() } else { mask(some) };
+            let params = SamplingParams {
+                temperature: [0.3, 1.0, 4.0][rng.usize(..3)],
+                top_k: [0, 5, 400][rng.usize(..3)],
+                top_p: [1.0, 0.99, 0.5, 0.0][rng.usize(..4)],
+                min_p: [0.0, 0.05, 0.5][rng.usize(..3)],
+            };
+            let mut sampler = Sampler::new(params, case);
+            let token = sampler.sample_among(&logits, &allowed).unwrap();
+            let mut left: Vec<_> = sampler.left.iter().map(|c| c.token).collect();
+            let mut expected: Vec<_> =
+                plain(&logits, params, &allowed).iter().map(|c| c.0).collect();
+            left.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(left, expected, "{params:?}");
+            assert!(left.contains(&token));
+            if case % 2 == 0 {
+                assert_eq!(Sampler::new(params, case).sample(&logits), Ok(token));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_but_what_is_allowed_is_looked_at() {
+        let mut logits = vec![1.0; 70];
+        (logits[3], logits[40], logits[66], logits[69]) = (f32::NAN, 9.0, 5.0, 5.0);
+        let mut sampler = Sampler::new(SamplingParams::greedy(), 0);
+        let allowed = mask([2, 66, 69]);
+        assert_eq!(sampler.sample_among(&logits, &allowed), Ok(66));
+        assert_eq!(sampler.likeliest_among(&logits, &allowed), Ok(66));
+        assert_eq!(sampler.sample_among(&logits, &mask([2])), Ok(2));
+        assert_eq!(sampler.sample_among(&logits, &mask([2, 3])), Err(UnusableLogits));
+        assert_eq!(sampler.sample_among(&logits, &[]), Err(UnusableLogits));
+        assert_eq!(sampler.sample_among(&logits, &[0, 0, 0]), Err(UnusableLogits));
     }
 
     proptest! {

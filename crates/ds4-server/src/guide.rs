@@ -20,13 +20,11 @@ pub(crate) use tool_set::{ToolSet, strictly};
 
 use tool_block::ToolBlock;
 
-/// What may come next.
+/// What may come next, where there is a choice.
 #[derive(Debug)]
 pub(crate) enum Next {
     /// Anything.
     Any,
-    /// Exactly these.
-    Forced(Vec<TokenId>),
     /// One of these; the likeliest one if `greedy`.
     Among {
         /// The tokens, by id.
@@ -83,7 +81,25 @@ impl Guide {
         Guide { grammars: rules.grammars, stage, format, tools: rules.tools, after_angle: false }
     }
 
-    /// What may come next.
+    /// Whether anything but the model says what comes next.
+    pub(crate) fn has_rules(&self) -> bool {
+        match self.stage {
+            Stage::Reasoning | Stage::Text => self.format.is_some(),
+            Stage::BeforeText(_) | Stage::ToolCalls(_) => true,
+        }
+    }
+
+    /// The tokens that must come next; none if there is a choice.
+    pub(crate) fn forced(&mut self) -> Vec<TokenId> {
+        match &mut self.stage {
+            Stage::Reasoning | Stage::BeforeText(_) => Vec::new(),
+            Stage::Text => self.format.as_mut().map_or_else(Vec::new, grammar::forced),
+            Stage::ToolCalls(block) => block.forced(&self.grammars),
+        }
+    }
+
+    /// What may come next, if nothing is [`forced`](Self::forced). Takes longer than that: a
+    /// grammar looks at the whole vocabulary.
     ///
     /// # Errors
     /// If a grammar gives up, in words for the client.
@@ -105,7 +121,7 @@ impl Guide {
                 Ok(Next::Among { mask, greedy: false })
             }
             Stage::Text => match &mut self.format {
-                Some(format) => grammar::next(format, false),
+                Some(format) => Ok(Next::Among { mask: grammar::mask(format)?, greedy: false }),
                 None => Ok(Next::Any),
             },
             Stage::ToolCalls(block) => block.next(&self.grammars),
@@ -146,24 +162,6 @@ impl Guide {
         }
         Ok(false)
     }
-}
-
-/// The logits of the tokens in `mask`; all others are impossible.
-pub(crate) fn mask_logits(mask: &SimpleVob, logits: &[f32], masked: &mut Vec<f32>) {
-    masked.clear();
-    for (word, logits) in mask.as_slice().iter().zip(logits.chunks(32)) {
-        // Masks are mostly nothing or mostly everything.
-        match *word {
-            0 => masked.resize(masked.len() + logits.len(), f32::NEG_INFINITY),
-            u32::MAX => masked.extend_from_slice(logits),
-            word => {
-                masked.extend(logits.iter().enumerate().map(|(bit, logit)| {
-                    if word >> bit & 1 == 1 { *logit } else { f32::NEG_INFINITY }
-                }))
-            }
-        }
-    }
-    masked.resize(logits.len(), f32::NEG_INFINITY);
 }
 
 fn first_of_text(has_format: bool, has_tools: bool) -> Stage {

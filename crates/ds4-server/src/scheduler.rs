@@ -5,6 +5,8 @@
 //! arrives as [`Event`]s. Nothing here knows HTTP or a dialect, and nothing here blocks on a
 //! client: a request whose events are not taken pauses, and one whose receiver is gone ends.
 
+mod answer;
+mod outbox;
 mod overlap;
 mod pace;
 mod pool;

@@ -236,10 +236,10 @@ fn a_second_turn_computes_only_what_is_new() {
         { "role": "user", "content": "[text]" },
     ]);
     let second = post(running.address, ROUTES[0], &second).json();
-    // All but the closing tag after its `</`: it was certain, and has not been computed at all.
+    // All but the closing tag: after its `</` it was certain, and so it has not been computed at all.
     let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
     let closing = tokenizer().encode_with_markers("</｜DSML｜tool_calls>").unwrap().len() as u64;
-    assert_eq!(cached, prompt + answer - (closing - 1));
+    assert_eq!(cached, prompt + answer - closing);
 }
 
 /// The assistant turn of a call, as a client might spell it anew: keys in another order, a whole
@@ -313,7 +313,7 @@ fn a_call_sent_back_in_other_words_is_still_the_sampled_one() {
         };
         let closing =
             tokenizer().encode_with_markers("</｜DSML｜tool_calls>").unwrap().len() as u64;
-        assert_eq!(second("Oslo"), prompt + answer - (closing - 1), "{route}");
+        assert_eq!(second("Oslo"), prompt + answer - closing, "{route}");
         let changed = second("Rome");
         assert!(changed < prompt + answer / 2, "{route}: what the client changed counts");
     }

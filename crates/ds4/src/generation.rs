@@ -126,9 +126,8 @@ pub fn decode(
         if limits.stops.contains(&token) {
             return Ok(Finish::Stop);
         }
-        let logprobs = limits
-            .top_logprobs
-            .map(|n| (sampling::logprob(&logits, token), sampling::top_logprobs(&logits, n)));
+        let logprobs = limits.top_logprobs.map(|n| sampling::logprobs(&logits, token, n));
+        let logprobs = logprobs.transpose()?;
         each(Drawn { token, logprobs })?;
         if session.len() >= limits.context {
             return Ok(Finish::ContextFull);

@@ -15,8 +15,6 @@ use llguidance::{
 };
 use serde_json::{Value, json};
 
-use super::Next;
-
 /// Compiled grammars kept for later requests; agents send the same schemas again and again.
 const KEPT: usize = 512;
 
@@ -187,16 +185,12 @@ impl Grammars {
     }
 }
 
-/// What a matcher allows next. A token that ends the turn is allowed where the text may end.
-pub(super) fn next(matcher: &mut Matcher, greedy: bool) -> Result<Next, String> {
-    let forced = matcher.compute_ff_tokens();
-    if !forced.is_empty() {
-        return Ok(Next::Forced(forced));
-    }
-    Ok(Next::Among { mask: mask(matcher)?, greedy })
+/// The tokens that must come next; none if there is a choice.
+pub(super) fn forced(matcher: &mut Matcher) -> Vec<TokenId> {
+    matcher.compute_ff_tokens()
 }
 
-/// The tokens that a matcher allows next.
+/// The tokens that a matcher allows next; one that ends the turn among them where the text may end.
 pub(super) fn mask(matcher: &mut Matcher) -> Result<SimpleVob, String> {
     matcher.compute_mask().map_err(|error| told(error).0)
 }

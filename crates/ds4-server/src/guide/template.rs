@@ -1,8 +1,9 @@
 //! Fixed text with alternatives: the parts of a block of tool calls that are not values.
 
 use ds4_engine::TokenId;
+use llguidance::toktrie::SimpleVob;
 
-use super::{Grammars, Next};
+use super::Grammars;
 
 /// A stretch of fixed text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,12 +43,18 @@ impl<M: Clone> Template<M> {
         Template { alive: choices.into_iter().map(start).collect() }
     }
 
-    /// What may come next.
-    pub(super) fn next(&self, grammars: &Grammars) -> Next {
+    /// The tokens that must come next.
+    pub(super) fn forced(&self, grammars: &Grammars) -> Vec<TokenId> {
         let certain = self.certain(grammars);
         if !certain.is_empty() {
-            return Next::Forced(certain);
+            return certain;
         }
+        let mask = self.mask(grammars);
+        if mask.num_set() == 1 { mask.to_list() } else { Vec::new() }
+    }
+
+    /// The tokens that may come next.
+    pub(super) fn mask(&self, grammars: &Grammars) -> SimpleVob {
         let mut mask = grammars.nothing();
         for progress in &self.alive {
             match progress.rest() {
@@ -55,13 +62,10 @@ impl<M: Clone> Template<M> {
                 Rest::Text(text) => grammars.allow_prefixes(&mut mask, text),
             }
         }
-        match mask.num_set() {
-            1 => Next::Forced(mask.to_list()),
-            _ => Next::Among { mask, greedy: true },
-        }
+        mask
     }
 
-    /// Takes in a token that [`next`](Self::next) allowed; the meaning of a text that is complete.
+    /// Takes in a token that [`mask`](Self::mask) allows; the meaning of a text that is complete.
     pub(super) fn accept(&mut self, grammars: &Grammars, token: TokenId) -> Option<M> {
         self.alive.retain_mut(|progress| progress.accept(grammars, token));
         let complete = |progress: &&Progress<M>| progress.piece == progress.choice.pieces.len();

@@ -90,10 +90,21 @@ impl ToolBlock {
         block
     }
 
-    /// What may come next.
+    /// The tokens that must come next.
+    pub(super) fn forced(&mut self, grammars: &Grammars) -> Vec<TokenId> {
+        match &mut self.state {
+            State::Template(template) => template.forced(grammars),
+            State::Name(_) | State::Text(_) => Vec::new(),
+            State::Json(value) => value.forced(),
+        }
+    }
+
+    /// What may come next, if nothing is forced.
     pub(super) fn next(&mut self, grammars: &Grammars) -> Result<Next, String> {
         match &mut self.state {
-            State::Template(template) => Ok(template.next(grammars)),
+            State::Template(template) => {
+                Ok(Next::Among { mask: template.mask(grammars), greedy: true })
+            }
             State::Name(length) => {
                 let mut mask = grammars.name().clone();
                 if *length > 0 {
@@ -128,9 +139,7 @@ impl ToolBlock {
             State::Text(_) if is_dsml => self.close_value("parameter>\n"),
             State::Text(value) => value.accept(grammars.bytes_of(token), token)?,
             State::Json(value) => {
-                if grammars.bytes_of(token) == CLOSER
-                    && value.matcher.is_accepting().unwrap_or(false)
-                {
+                if grammars.bytes_of(token) == CLOSER && value.may_end() {
                     self.close_value("｜parameter>\n");
                 } else if value.accept(grammars.bytes_of(token), token)? {
                     self.close_value("</｜parameter>\n");
@@ -290,11 +299,20 @@ impl JsonValue {
         JsonValue { matcher, in_string: false, escaped: false }
     }
 
+    /// Whether the value may end here.
+    fn may_end(&mut self) -> bool {
+        self.matcher.is_accepting().unwrap_or(false)
+    }
+
+    fn forced(&mut self) -> Vec<TokenId> {
+        if self.may_end() { Vec::new() } else { grammar::forced(&mut self.matcher) }
+    }
+
     fn next(&mut self, grammars: &Grammars) -> Result<Next, String> {
-        if !self.matcher.is_accepting().unwrap_or(false) {
-            return grammar::next(&mut self.matcher, !self.in_string);
-        }
         let mut mask = grammar::mask(&mut self.matcher)?;
+        if !self.may_end() {
+            return Ok(Next::Among { mask, greedy: !self.in_string });
+        }
         mask.and(grammars.text());
         mask.or(grammars.closer());
         Ok(Next::Among { mask, greedy: true })

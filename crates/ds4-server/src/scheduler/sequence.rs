@@ -1,20 +1,17 @@
 //! A running request: its session, what it has still to compute, and what its client has still
 //! to take.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Instant};
 
-use ds4_engine::{
-    Backend, Engine, LogitsWanted, TokenId, Work,
-    sampling::{self, Sampler},
-};
+use ds4_engine::{Backend, Engine, LogitsWanted, TokenId, Work, sampling::Sampler};
 use ds4_model::tokenizer::Tokenizer;
-use tokio::sync::mpsc::{self, error::TrySendError};
 
-use super::{AnswerToken, Event, Failure, Finish, Job, Submitted, pool::LiveSession, pool::Start};
-use crate::guide::{self, Guide, Next};
+use super::{
+    Event, Failure, Job, Submitted,
+    answer::{Answer, Growth},
+    outbox::Outbox,
+    pool::{LiveSession, Start},
+};
 
 /// A request whose turn it is.
 pub(super) struct Sequence<B: Backend> {
@@ -30,14 +27,16 @@ pub(super) struct Sequence<B: Backend> {
     prompt_left: usize,
     /// Lengths of the session at which to make a checkpoint, ascending.
     marks: VecDeque<usize>,
-    guide: Guide,
-    sampler: Sampler,
-    top_logprobs: Option<usize>,
-    /// Tokens that the answer may still have.
-    tokens_left: usize,
+    answer: Answer,
     /// Tokens that the session may hold.
     context: usize,
-    masked: Vec<f32>,
+}
+
+/// What a step of the engine needs of a sequence, and what can be done meanwhile.
+pub(super) struct Parts<'a, B: Backend> {
+    pub(super) work: Work<'a, B>,
+    pub(super) outbox: &'a mut Outbox,
+    pub(super) answer: &'a mut Answer,
 }
 
 /// What a step made of a sequence.
@@ -75,12 +74,14 @@ impl<B: Backend> Sequence<B> {
             prompt_left: pending.len(),
             pending,
             marks,
-            guide,
-            sampler: Sampler::new(sampling, seed),
-            top_logprobs,
-            tokens_left: max_tokens,
+            answer: Answer {
+                guide,
+                ahead: None,
+                sampler: Sampler::new(sampling, seed),
+                top_logprobs,
+                tokens_left: max_tokens,
+            },
             context,
-            masked: Vec::new(),
         }
     }
 
@@ -108,20 +109,17 @@ impl<B: Backend> Sequence<B> {
         self.slice = self.pending.len();
     }
 
-    /// The planned work.
-    pub(super) fn work(&mut self) -> Work<'_, B> {
+    /// The planned work, and the rest.
+    pub(super) fn parts(&mut self) -> Parts<'_, B> {
         let last = self.slice == self.pending.len();
         let logits = if last { LogitsWanted::Last } else { LogitsWanted::None };
-        Work { session: &mut self.live.session, tokens: &self.pending[..self.slice], logits }
+        let (session, tokens) = (&mut self.live.session, &self.pending[..self.slice]);
+        let work = Work { session, tokens, logits };
+        Parts { work, outbox: &mut self.outbox, answer: &mut self.answer }
     }
 
-    /// Takes in a step: checkpoints, and the next tokens if logits came.
-    pub(super) fn stepped(
-        &mut self,
-        engine: &Engine<B>,
-        tokenizer: &Tokenizer,
-        logits: Option<&[f32]>,
-    ) -> Outcome {
+    /// The planned work is done.
+    pub(super) fn stepped(&mut self, engine: &Engine<B>) {
         self.pending.drain(..self.slice);
         self.prompt_left = self.prompt_left.min(self.pending.len());
         self.slice = 0;
@@ -129,59 +127,23 @@ impl<B: Backend> Sequence<B> {
             self.marks.pop_front();
             self.live.mark(engine);
         }
+    }
+
+    /// Adds to the answer, if logits came.
+    pub(super) fn extend(&mut self, tokenizer: &Tokenizer, logits: Option<&[f32]>) -> Outcome {
         let Some(logits) = logits else { return Outcome::Running };
-        match self.extend(tokenizer, logits) {
+        let grown = self.answer.grow(&mut Growth {
+            tokenizer,
+            logits,
+            most: self.context - self.live.session.len(),
+            pending: &mut self.pending,
+            outbox: &mut self.outbox,
+        });
+        match grown {
             Ok(None) => Outcome::Running,
             Ok(Some(finish)) => Outcome::Ended(Event::Finished(finish)),
             Err(reason) => Outcome::Ended(Event::Failed(Failure::Engine(reason))),
         }
-    }
-
-    /// Adds the tokens that are certain, or else draws one.
-    fn extend(&mut self, tokenizer: &Tokenizer, logits: &[f32]) -> Result<Option<Finish>, String> {
-        let drawn = match self.guide.next()? {
-            Next::Forced(mut tokens) => {
-                if self.top_logprobs.is_some() {
-                    // Later ones need the logits of a step of their own.
-                    tokens.truncate(1);
-                }
-                for token in tokens {
-                    if let Some(finish) = self.add(token, logits)? {
-                        return Ok(Some(finish));
-                    }
-                }
-                return Ok(None);
-            }
-            Next::Any => self.sampler.sample(logits),
-            Next::Among { mask, greedy } => {
-                guide::mask_logits(&mask, logits, &mut self.masked);
-                if greedy {
-                    sampling::argmax(&self.masked)
-                } else {
-                    self.sampler.sample(&self.masked)
-                }
-            }
-        };
-        let token = drawn.map_err(|error| error.to_string())?;
-        if tokenizer.special().ends_turn(token) {
-            return Ok(Some(Finish::Stop));
-        }
-        self.add(token, logits)
-    }
-
-    /// Adds a token to the answer; says if that ends it.
-    fn add(&mut self, token: TokenId, logits: &[f32]) -> Result<Option<Finish>, String> {
-        let logprobs = self
-            .top_logprobs
-            .map(|n| (sampling::logprob(logits, token), sampling::top_logprobs(logits, n)));
-        self.outbox.push(Event::Token(AnswerToken { token, logprobs }));
-        self.tokens_left -= 1;
-        self.pending.push(token);
-        if self.guide.accept(token)? {
-            return Ok(Some(Finish::Stop));
-        }
-        let full = self.live.session.len() + self.pending.len() >= self.context;
-        Ok((self.tokens_left == 0 || full).then_some(Finish::Length))
     }
 }
 
@@ -196,55 +158,4 @@ fn checkpoint_places(prompt: &[TokenId], tokenizer: &Tokenizer) -> Vec<usize> {
     places.push(prompt.len() - 1);
     places.dedup();
     places
-}
-
-/// Events on their way to a client.
-pub(super) struct Outbox {
-    events: mpsc::Sender<Event>,
-    /// What the client was too slow to take.
-    held: VecDeque<Event>,
-    held_since: Option<Instant>,
-}
-
-impl Outbox {
-    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
-        Outbox { events, held: VecDeque::new(), held_since: None }
-    }
-
-    /// Whether the client is gone.
-    pub(super) fn is_closed(&self) -> bool {
-        self.events.is_closed()
-    }
-
-    /// Since when the client is too slow.
-    pub(super) fn held_since(&self) -> Option<Instant> {
-        self.held_since
-    }
-
-    /// Whether it has been too slow for longer than `stall`.
-    pub(super) fn is_stalled(&self, now: Instant, stall: Duration) -> bool {
-        self.held_since.is_some_and(|since| now.duration_since(since) > stall)
-    }
-
-    /// Sends an event, or holds it after others that are held.
-    pub(super) fn push(&mut self, event: Event) {
-        self.held.push_back(event);
-        self.flush();
-    }
-
-    /// Sends what is held as far as the client takes it.
-    pub(super) fn flush(&mut self) {
-        while let Some(event) = self.held.pop_front() {
-            match self.events.try_send(event) {
-                Ok(()) => {}
-                Err(TrySendError::Full(event)) => {
-                    self.held.push_front(event);
-                    self.held_since.get_or_insert_with(Instant::now);
-                    return;
-                }
-                Err(TrySendError::Closed(_)) => self.held.clear(),
-            }
-        }
-        self.held_since = None;
-    }
 }

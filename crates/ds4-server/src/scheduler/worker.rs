@@ -11,13 +11,15 @@ use std::{
 
 use ds4_engine::{Backend, Engine, Logits, StepError};
 use ds4_model::tokenizer::Tokenizer;
+use rayon::prelude::*;
 
 use super::{
     Event, Failure, Load, Message, SchedulerLimits, SessionBytes, Submitted,
+    outbox::Outbox,
     pace::Pace,
     pool::{LiveSession, Pool},
     queue::Queue,
-    sequence::{Outbox, Outcome, Sequence},
+    sequence::{Outcome, Sequence},
 };
 use crate::metrics::Metrics;
 
@@ -26,6 +28,9 @@ const NAP: Duration = Duration::from_millis(2);
 
 /// How often to look for clients that have gone while nothing runs.
 const IDLE: Duration = Duration::from_millis(200);
+
+/// So many logits are worth looking at on several threads: two rows of the real model.
+const WORTH_SHARING: usize = 1 << 18;
 
 /// Tokens of an answer to reserve memory for; most are shorter, and what is really used is
 /// looked at before every step.
@@ -255,6 +260,7 @@ impl<B: Backend> Worker<B> {
         match LiveSession::empty(&self.engine) {
             Ok(empty) => {
                 self.metrics.set_aside.inc();
+                sequence.outbox.flush();
                 sequence.set_aside(empty);
                 self.aside.insert(0, sequence);
             }
@@ -268,17 +274,10 @@ impl<B: Backend> Worker<B> {
     fn step(&mut self) -> bool {
         let planned = self.plan();
         if planned.indices.is_empty() {
+            self.running.iter_mut().for_each(|sequence| sequence.outbox.flush());
             return false;
         }
-        let begun = Instant::now();
-        let mut work: Vec<_> = Vec::with_capacity(planned.indices.len());
-        for (index, sequence) in self.running.iter_mut().enumerate() {
-            if planned.indices.binary_search(&index).is_ok() {
-                work.push(sequence.work());
-            }
-        }
-        let result = self.engine.step(&mut work);
-        let time = begun.elapsed();
+        let (result, time) = self.compute(&planned.indices);
         self.pace.measured(planned.answers, planned.prompt_tokens, time);
         self.metrics.step(planned.answers, planned.prompt_tokens, time);
         match result {
@@ -286,6 +285,28 @@ impl<B: Backend> Worker<B> {
             Err(error) => self.fail(&planned.indices, &error),
         }
         true
+    }
+
+    /// Runs the engine. Meanwhile other threads tell clients of the last step's tokens, and find
+    /// out what may come next in answers that have rules.
+    fn compute(&mut self, indices: &[usize]) -> (Result<Vec<Logits>, StepError>, Duration) {
+        let engine = &self.engine;
+        let (mut work, mut outboxes) = (Vec::with_capacity(indices.len()), Vec::new());
+        rayon::in_place_scope(|scope| {
+            for (index, sequence) in self.running.iter_mut().enumerate() {
+                let parts = sequence.parts();
+                outboxes.push(parts.outbox);
+                if indices.binary_search(&index).is_ok() {
+                    work.push(parts.work);
+                    if parts.answer.wants_look_ahead() {
+                        scope.spawn(|_| parts.answer.look_ahead());
+                    }
+                }
+            }
+            scope.spawn(|_| outboxes.into_iter().for_each(Outbox::flush));
+            let begun = Instant::now();
+            (engine.step(&mut work), begun.elapsed())
+        })
     }
 
     /// Every running answer, and slices of prompts: half of the time for the oldest, the rest
@@ -327,15 +348,26 @@ impl<B: Backend> Worker<B> {
         }
     }
 
+    /// Adds a token to each answer that has new logits.
     fn take_in(&mut self, indices: &[usize], logits: &[Logits]) {
-        for (index, logits) in indices.iter().zip(logits).rev() {
-            let sequence = &mut self.running[*index];
-            match sequence.stepped(&self.engine, &self.tokenizer, logits.last()) {
-                Outcome::Running => {}
-                Outcome::Ended(event) => {
-                    let sequence = self.running.remove(*index);
-                    self.end(sequence, Some(event));
-                }
+        let (engine, tokenizer) = (&self.engine, &*self.tokenizer);
+        let running = self.running.iter_mut().enumerate();
+        let stepped = running.filter(|(index, _)| indices.binary_search(index).is_ok());
+        let mut stepped: Vec<_> = stepped.map(|(_, sequence)| sequence).zip(logits).collect();
+        stepped.iter_mut().for_each(|(sequence, _)| sequence.stepped(engine));
+        let extend = |(sequence, logits): (&mut Sequence<B>, &Logits)| {
+            sequence.extend(tokenizer, logits.last())
+        };
+        let size: usize = logits.iter().map(|logits| logits.data.len()).sum();
+        let outcomes: Vec<_> = if size >= WORTH_SHARING {
+            stepped.into_par_iter().map(extend).collect()
+        } else {
+            stepped.into_iter().map(extend).collect()
+        };
+        for (index, outcome) in indices.iter().zip(outcomes).rev() {
+            if let Outcome::Ended(event) = outcome {
+                let sequence = self.running.remove(*index);
+                self.end(sequence, Some(event));
             }
         }
     }
@@ -397,7 +429,9 @@ fn due_end<B: Backend>(
     stall: Duration,
     closing: bool,
 ) -> Option<Option<Event>> {
-    sequence.outbox.flush();
+    if sequence.outbox.held_since().is_some() {
+        sequence.outbox.flush();
+    }
     let failure = if sequence.outbox.is_closed() {
         return Some(None);
     } else if sequence.outbox.is_stalled(now, stall) {

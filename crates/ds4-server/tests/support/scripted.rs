@@ -110,20 +110,26 @@ pub struct Timing {
 #[derive(Debug, Clone, Default)]
 pub struct Work(Arc<Mutex<Option<Done>>>);
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Done {
     pub steps: usize,
-    /// Time within steps.
-    pub busy: Duration,
-    /// Time on a processor between steps.
+    /// Time between each step and the next.
+    pub gaps: Vec<Duration>,
+    /// Time on a processor in them.
     pub between: Duration,
     /// The longest step that answers shared with a prompt, as it would be on an idle machine.
     pub longest_shared: Duration,
-    begun: Instant,
+    ended: Instant,
     ended_on_processor: Duration,
-    /// When the first step began and the last one ended.
-    pub first: Instant,
-    pub last: Instant,
+}
+
+impl Done {
+    /// The median of the times between steps.
+    pub fn usual_gap(&self) -> Duration {
+        let mut gaps = self.gaps.clone();
+        gaps.sort_unstable();
+        gaps.get(gaps.len() / 2).copied().unwrap_or_default()
+    }
 }
 
 impl Work {
@@ -132,14 +138,16 @@ impl Work {
         self.0.lock().unwrap().take()
     }
 
-    /// What measuring itself takes between steps.
-    pub fn own_time() -> Duration {
+    /// What measuring itself takes between steps, of the clock and on a processor.
+    pub fn own_time() -> (Duration, Duration) {
         let (work, steps) = (Work::default(), 200);
         for _ in 0..steps {
             work.begin(Duration::from_micros(200), false);
             work.end();
         }
-        work.take().map_or(Duration::ZERO, |done| done.between / steps)
+        work.take().map_or_else(Default::default, |done| {
+            (done.usual_gap(), done.between / done.steps as u32)
+        })
     }
 
     /// A step begins, with a pause of so long; some share it with a prompt.
@@ -151,17 +159,15 @@ impl Work {
             None => {
                 *done = Some(Done {
                     steps: 0,
-                    busy: Duration::ZERO,
+                    gaps: Vec::new(),
                     between: Duration::ZERO,
                     longest_shared: Duration::ZERO,
-                    begun: now,
+                    ended: now,
                     ended_on_processor: Duration::ZERO,
-                    first: now,
-                    last: now,
                 });
             }
             Some(done) => {
-                done.begun = now;
+                done.gaps.push(now - done.ended);
                 if shared {
                     done.longest_shared = done.longest_shared.max(pause);
                 }
@@ -173,9 +179,8 @@ impl Work {
     fn end(&self) {
         if let Some(done) = &mut *self.0.lock().unwrap() {
             done.ended_on_processor = on_processor();
-            done.last = Instant::now();
-            done.busy += done.last - done.begun;
             done.steps += 1;
+            done.ended = Instant::now();
         }
     }
 }
@@ -335,7 +340,8 @@ impl Backend for Scripted {
 
     fn head(&self, batch: &Batch, x: Rows) -> StageResult<Vec<f32>> {
         let vocab = self.config.vocab;
-        let mut logits = vec![0.0; batch.logit_rows.len() * vocab];
+        // Not zero, which would be memory that nobody has touched yet.
+        let mut logits = vec![-1.0; batch.logit_rows.len() * vocab];
         for (row, logits) in batch.logit_rows.iter().zip(logits.chunks_mut(vocab)) {
             if let Some(next) = x.next[*row] {
                 logits[next as usize] = 30.0;

@@ -1,0 +1,132 @@
+//! An answer as it grows: which tokens may come next, and which one does.
+//!
+//! What may come next follows from the tokens so far alone. So it is found out while the engine
+//! computes the logits, and once they are there a token need only be drawn. Tokens that are
+//! certain are added at once, and the engine computes them together with the one before them.
+
+use ds4_engine::{TokenId, sampling::Sampler, sampling::logprobs};
+use ds4_model::tokenizer::Tokenizer;
+
+use super::{AnswerToken, Event, Finish, outbox::Outbox};
+use crate::guide::{Guide, Next};
+
+/// An answer.
+pub(super) struct Answer {
+    pub(super) guide: Guide,
+    /// What comes next, if that is known already.
+    pub(super) ahead: Option<Result<Continuation, String>>,
+    pub(super) sampler: Sampler,
+    pub(super) top_logprobs: Option<usize>,
+    /// Tokens that the answer may still have.
+    pub(super) tokens_left: usize,
+}
+
+/// What can come next.
+pub(super) enum Continuation {
+    /// These tokens and no others.
+    Certain(Vec<TokenId>),
+    /// One of several.
+    Choice(Next),
+}
+
+/// Where the tokens of an answer go.
+pub(super) struct Growth<'a> {
+    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) logits: &'a [f32],
+    /// Tokens to compute next.
+    pub(super) pending: &'a mut Vec<TokenId>,
+    /// How many of them the session can take.
+    pub(super) most: usize,
+    pub(super) outbox: &'a mut Outbox,
+}
+
+impl Answer {
+    /// Whether [`look_ahead`](Self::look_ahead) would find out what is not known yet.
+    pub(super) fn wants_look_ahead(&self) -> bool {
+        self.ahead.is_none() && self.guide.has_rules()
+    }
+
+    /// Finds out what can come next.
+    pub(super) fn look_ahead(&mut self) {
+        self.ahead = Some(self.look());
+    }
+
+    fn look(&mut self) -> Result<Continuation, String> {
+        let certain = self.guide.forced();
+        if certain.is_empty() {
+            return Ok(Continuation::Choice(self.guide.next()?));
+        }
+        Ok(Continuation::Certain(certain))
+    }
+
+    /// Adds the tokens that are certain, or else draws one and adds those that are certain then.
+    ///
+    /// # Errors
+    /// If a grammar gives up, or there is nothing to draw from.
+    pub(super) fn grow(&mut self, to: &mut Growth<'_>) -> Result<Option<Finish>, String> {
+        let continuation = self.ahead.take().unwrap_or_else(|| self.look())?;
+        let next = match continuation {
+            Continuation::Certain(tokens) => return self.add_certain(tokens, to),
+            Continuation::Choice(next) => next,
+        };
+        let drawn = match next {
+            Next::Any => self.sampler.sample(to.logits),
+            Next::Among { mask, greedy: false } => {
+                self.sampler.sample_among(to.logits, mask.as_slice())
+            }
+            Next::Among { mask, greedy: true } => {
+                self.sampler.likeliest_among(to.logits, mask.as_slice())
+            }
+        };
+        let token = drawn.map_err(|error| error.to_string())?;
+        if to.tokenizer.special().ends_turn(token) {
+            return Ok(Some(Finish::Stop));
+        }
+        if let Some(finish) = self.add(token, to)? {
+            return Ok(Some(finish));
+        }
+        if self.top_logprobs.is_some() {
+            return Ok(None);
+        }
+        let certain = self.guide.forced();
+        self.add_certain(certain, to)
+    }
+
+    /// Adds tokens that are certain, and what is certain after them.
+    fn add_certain(
+        &mut self,
+        mut tokens: Vec<TokenId>,
+        to: &mut Growth<'_>,
+    ) -> Result<Option<Finish>, String> {
+        if self.top_logprobs.is_some() {
+            // Later ones need the logits of a step of their own.
+            tokens.truncate(1);
+        }
+        while !tokens.is_empty() {
+            for token in tokens {
+                if let Some(finish) = self.add(token, to)? {
+                    return Ok(Some(finish));
+                }
+            }
+            if self.top_logprobs.is_some() {
+                break;
+            }
+            tokens = self.guide.forced();
+        }
+        Ok(None)
+    }
+
+    /// Adds a token; says if that ends the answer.
+    fn add(&mut self, token: TokenId, to: &mut Growth<'_>) -> Result<Option<Finish>, String> {
+        let logprobs = self.top_logprobs.map(|n| logprobs(to.logits, token, n)).transpose();
+        let logprobs = logprobs.map_err(|error| error.to_string())?;
+        to.outbox.hold(Event::Token(AnswerToken { token, logprobs }));
+        self.tokens_left -= 1;
+        to.pending.push(token);
+        if self.guide.accept(token)? {
+            return Ok(Some(Finish::Stop));
+        }
+        let full = to.pending.len() >= to.most;
+        Ok((self.tokens_left == 0 || full).then_some(Finish::Length))
+    }
+}
