@@ -1,35 +1,21 @@
 // Hyper-connections: how sublayers read and write the four residual streams.
 //
-// `mix_streams` finishes the sublayer before (its output is spread over the streams) and starts
-// the next one: the mixing weights' dot products, in slices of columns. `read_streams` adds the
-// slices up, makes the weights, and collapses the streams to the sublayer's normalised input.
+// Reading the streams finishes the sublayer before (its output is spread over them), makes the dot
+// products with the mixing weights, and from these the weights with which the streams collapse to
+// the next sublayer's normalised input. `read_by_slices` is for few rows: blocks share a row's
+// columns, and the last of them to arrive goes on alone. `read_by_rows` has a block for eight rows.
 
 #include "common.cuh"
 
-// Columns of a slice; a block has one thread for each stream's column.
+// Columns of a slice.
 #define SLICE 64
-// Dot products of a slice, and the sum of squares, padded to a warp.
+// Threads that mix and collapse: one for each stream's column of a slice.
+#define MIX_THREADS (STREAMS * SLICE)
+#define MIX_WARPS (MIX_THREADS / WARP)
+// Dot products that a warp makes of a slice.
+#define WARP_OUTPUTS (HC_MIX / MIX_WARPS)
+// Dot products kept of a slice, and after them the sum of squares, padded to a warp.
 #define SUMS 32
-
-template <int D>
-__device__ inline void halve_sums(float (&v)[SUMS]) {
-    bool upper = threadIdx.x & D;
-#pragma unroll
-    for (int i = 0; i < D; ++i) {
-        float keep = upper ? v[i + D] : v[i], give = upper ? v[i] : v[i + D];
-        v[i] = keep + __shfl_xor_sync(FULL_WARP, give, D);
-    }
-}
-
-// The sum of the warp's v[i] in lane i.
-__device__ inline float scatter_sums(float (&v)[SUMS]) {
-    halve_sums<16>(v);
-    halve_sums<8>(v);
-    halve_sums<4>(v);
-    halve_sums<2>(v);
-    halve_sums<1>(v);
-    return v[0];
-}
 
 // Where the next function's weights are. Mirrors `MixFunction` in src/stages/hyper_connection.rs.
 struct MixFunction {
@@ -38,62 +24,6 @@ struct MixFunction {
     int halves;
     int outputs;
 };
-
-// `streams [n, 4, hidden]` become post·y + comb·streams where `y` [n, slots, hidden] (summed over
-// slots) is given; `sums [n, slices, 32]` get the dot products with `function` if there is one.
-// Grid: (slices, rows in groups of `group`).
-extern "C" __global__ void __launch_bounds__(STREAMS * SLICE) mix_streams(
-    float* streams, const float* y, int slots, const float* post, const float* comb,
-    MixFunction function, float* sums, int hidden, int first_row, int end_row, int group
-) {
-    __shared__ float old[STREAMS][SLICE], output[STREAMS][SLICE];
-    __shared__ float warp_sums[STREAMS * SLICE / WARP][SUMS];
-    int stream = threadIdx.x / SLICE, c = threadIdx.x % SLICE;
-    int column = blockIdx.x * SLICE + c, width = STREAMS * hidden;
-    launch_dependents();
-    float w[HC_MIX];
-#pragma unroll
-    for (int o = 0; o < HC_MIX; ++o) {
-        size_t at = (size_t)o * width + stream * hidden + column;
-        w[o] = o >= function.outputs ? 0.0f
-               : function.halves     ? half_to_float(((const u16*)function.weights)[at])
-                                     : ((const float*)function.weights)[at];
-    }
-    wait_for_dependencies();
-    int first = first_row + blockIdx.y * group;
-    for (int row = first; row < min(first + group, end_row); ++row) {
-        float* own = streams + (size_t)row * width + stream * hidden + column;
-        float x = *own;
-        if (y) {
-            const float* outputs = y + (size_t)row * slots * hidden + column;
-            float part = 0.0f;
-            for (int s = stream; s < slots; s += STREAMS) part += outputs[(size_t)s * hidden];
-            old[stream][c] = x;
-            output[stream][c] = part;
-            __syncthreads();
-            float sum = output[0][c] + output[1][c] + output[2][c] + output[3][c];
-            x = post[row * STREAMS + stream] * sum;
-            for (int j = 0; j < STREAMS; ++j) {
-                x += comb[row * STREAMS * STREAMS + STREAMS * j + stream] * old[j][c];
-            }
-            *own = x;
-        }
-        if (function.outputs) {
-            float v[SUMS];
-#pragma unroll
-            for (int o = 0; o < SUMS; ++o) v[o] = o < HC_MIX ? w[o] * x : 0.0f;
-            v[HC_MIX] = x * x;
-            warp_sums[threadIdx.x / WARP][threadIdx.x % WARP] = scatter_sums(v);
-            __syncthreads();
-            if (threadIdx.x < SUMS) {
-                float sum = 0.0f;
-                for (int i = 0; i < STREAMS * SLICE / WARP; ++i) sum += warp_sums[i][threadIdx.x];
-                sums[((size_t)row * gridDim.x + blockIdx.x) * SUMS + threadIdx.x] = sum;
-            }
-        }
-        __syncthreads();
-    }
-}
 
 // What makes weights of dot products. Mirrors `MixConstants` in src/stages/hyper_connection.rs.
 struct MixConstants {
@@ -104,136 +34,380 @@ struct MixConstants {
     int sinkhorn_iterations;
 };
 
-// One thread: entries 4·i + j of row i and column j, from logits to the nearly doubly stochastic
-// matrix: softmax of the rows, then alternating column and row normalisation, columns last.
+// ---- From dot products to weights ---------------------------------------------------------------
+
+// What makes a logit of a lane's dot product; nothing beyond the outputs.
+struct LaneOutput {
+    float base, scale;
+
+    __device__ inline LaneOutput(const MixConstants& k, int outputs) {
+        int o = threadIdx.x % WARP;
+        base = o < outputs ? k.base[o] : 0.0f;
+        scale = o < outputs ? k.scale[min(o / STREAMS, 2)] : 0.0f;
+    }
+
+    // Lane HC_MIX has the sum of squares in the place of a dot product.
+    __device__ inline float logit(float dot, int hidden, const MixConstants& k) const {
+        float squares = __shfl_sync(FULL_WARP, dot, HC_MIX);
+        return dot * (1.0f / sqrtf(squares / (STREAMS * hidden) + k.rms_epsilon)) * scale + base;
+    }
+};
+
+// The streams' weights in the sublayer's input, in every lane.
+__device__ inline void input_weights(float logit, const MixConstants& k, float (&pre)[STREAMS]) {
+    float weight = sigmoid(logit) + k.hc_epsilon;
+#pragma unroll
+    for (int j = 0; j < STREAMS; ++j) pre[j] = __shfl_sync(FULL_WARP, weight, j);
+}
+
+// Entries 4·i + j of row i and column j, from logits to the nearly doubly stochastic matrix: softmax
+// of the rows, then alternating column and row normalisation, columns last.
 __device__ inline void sinkhorn(float (&x)[STREAMS * STREAMS], const MixConstants& k) {
-    auto normalise = [&](int step, int stride, float epsilon) {
-#pragma unroll
-        for (int i = 0; i < STREAMS; ++i) {
-            float* v = x + i * stride;
-            float sum = (v[0] + v[step]) + (v[2 * step] + v[3 * step]);
-            float factor = fast_reciprocal(sum + epsilon);
-#pragma unroll
-            for (int j = 0; j < STREAMS; ++j) v[j * step] *= factor;
-        }
-    };
 #pragma unroll
     for (int i = 0; i < STREAMS; ++i) {
         float* v = x + STREAMS * i;
         float largest = fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3]));
 #pragma unroll
         for (int j = 0; j < STREAMS; ++j) v[j] = expf(v[j] - largest);
-    }
-    normalise(1, STREAMS, 0.0f);
+        float factor = fast_reciprocal((v[0] + v[1]) + (v[2] + v[3]));
 #pragma unroll
-    for (int i = 0; i < STREAMS * STREAMS; ++i) x[i] += k.hc_epsilon;
-    normalise(STREAMS, 1, k.hc_epsilon);
-    for (int i = 1; i < k.sinkhorn_iterations; ++i) {
-        normalise(1, STREAMS, k.hc_epsilon);
-        normalise(STREAMS, 1, k.hc_epsilon);
+        for (int j = 0; j < STREAMS; ++j) v[j] = v[j] * factor + k.hc_epsilon;
+    }
+    // `epsilon` is in proportion to how much too large the entries are.
+    auto normalise_columns = [&](float epsilon) {
+#pragma unroll
+        for (int j = 0; j < STREAMS; ++j) {
+            float sum = (x[j] + x[STREAMS + j]) + (x[2 * STREAMS + j] + x[3 * STREAMS + j]);
+            float factor = fast_reciprocal(sum + epsilon);
+#pragma unroll
+            for (int i = 0; i < STREAMS; ++i) x[STREAMS * i + j] *= factor;
+        }
+    };
+    normalise_columns(k.hc_epsilon);
+    for (int n = 1; n < k.sinkhorn_iterations; ++n) {
+        // Rows times all other rows' sums, instead of over their own: the columns' normalisation
+        // takes care of the factor that is common to all, and a division's latency is saved.
+        float r[STREAMS];
+#pragma unroll
+        for (int i = 0; i < STREAMS; ++i) {
+            const float* v = x + STREAMS * i;
+            r[i] = (v[0] + v[1]) + (v[2] + v[3]) + k.hc_epsilon;
+        }
+        float first = r[0] * r[1], last = r[2] * r[3];
+        float others[STREAMS] = {r[1] * last, r[0] * last, first * r[3], first * r[2]};
+#pragma unroll
+        for (int i = 0; i < STREAMS * STREAMS; ++i) x[i] *= others[i / STREAMS];
+        normalise_columns(first * last * k.hc_epsilon);
     }
 }
 
-// What a row's dot products (and, after them, its sum of squares) are multiplied with.
-__device__ inline float dots_scale(const float* dots, int hidden, const MixConstants& k) {
-    return 1.0f / sqrtf(dots[HC_MIX] / (STREAMS * hidden) + k.rms_epsilon);
-}
-
-// The weight of stream `i` in the sublayer's input.
-__device__ inline float input_weight(const float* dots, int i, float scale, const MixConstants& k) {
-    return sigmoid(dots[i] * scale * k.scale[0] + k.base[i]) + k.hc_epsilon;
-}
-
-// One thread: a row's weights for when the sublayer is done.
-__device__ inline void output_weights(
-    const float* dots, float scale, const MixConstants& k, float* post, float* comb
-) {
-    for (int i = 0; i < STREAMS; ++i) {
-        float logit = dots[STREAMS + i] * scale * k.scale[1] + k.base[STREAMS + i];
-        post[i] = 2.0f * sigmoid(logit);
-    }
+// One warp: a row's weights for when the sublayer is done.
+__device__ inline void output_weights(float logit, const MixConstants& k, float* post, float* comb) {
+    int o = threadIdx.x % WARP;
+    if (o >= STREAMS && o < 2 * STREAMS) post[o - STREAMS] = 2.0f * sigmoid(logit);
     float x[STREAMS * STREAMS];
 #pragma unroll
     for (int i = 0; i < STREAMS * STREAMS; ++i) {
-        x[i] = dots[2 * STREAMS + i] * scale * k.scale[2] + k.base[2 * STREAMS + i];
+        x[i] = __shfl_sync(FULL_WARP, logit, 2 * STREAMS + i);
     }
     sinkhorn(x, k);
+    if (o > 0) return;
 #pragma unroll
-    for (int i = 0; i < STREAMS * STREAMS; ++i) comb[i] = x[i];
+    for (int i = 0; i < STREAMS; ++i) {
+        const float* v = x + STREAMS * i;
+        ((float4*)comb)[i] = make_float4(v[0], v[1], v[2], v[3]);
+    }
 }
 
-// The block's row of streams [4, hidden], weighted with `pre`, RMS-normalised with `norm`, as halves
-// and what they leave over. `h` has room for a row.
+// ---- From streams to the sublayer's input --------------------------------------------------------
+
+// Pieces of four columns that a thread reads at once, and their columns in all threads.
+#define PIECES 4
+#define PIECE_COLUMNS (4 * MIX_THREADS)
+
+__device__ inline void add4(float4& sum, float factor, float4 v) {
+    sum.x += factor * v.x;
+    sum.y += factor * v.y;
+    sum.z += factor * v.z;
+    sum.w += factor * v.w;
+}
+
+// A thread's share of a row of streams [4, hidden], from some column on.
+struct Pieces {
+    float4 at[PIECES][STREAMS];
+
+    __device__ inline void load(const float* streams, int first, int hidden) {
+#pragma unroll
+        for (int p = 0; p < PIECES; ++p) {
+            int c = first + p * PIECE_COLUMNS + 4 * threadIdx.x;
+#pragma unroll
+            for (int j = 0; j < STREAMS; ++j) {
+                at[p][j] = c < hidden ? *(const float4*)(streams + (size_t)j * hidden + c)
+                                      : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            }
+        }
+    }
+};
+
+// Where a row's collapsed streams go: halves, and what they leave over.
+struct RowInput {
+    u16* x;
+    u16* low;
+};
+
+// A thread's share of a norm's weights.
+struct PieceNorms {
+    float4 at[PIECES];
+
+    __device__ inline void load(const float* norm, int first, int hidden) {
+#pragma unroll
+        for (int p = 0; p < PIECES; ++p) {
+            int c = first + p * PIECE_COLUMNS + 4 * threadIdx.x;
+            if (c < hidden) at[p] = *(const float4*)(norm + c);
+        }
+    }
+};
+
+// The row of streams [4, hidden], weighted with `pre` and RMS-normalised with `norm`. For the first
+// MIX_THREADS threads; `pieces` are those from column 0, `h` has room for a row, and `scratch` for
+// the warps' sums until the next call but one.
 __device__ inline void collapse(
-    const float* streams, const float* pre, const float* norm, float epsilon, float* h,
-    float* scratch, u16* x, u16* x_low, int hidden
+    Pieces& pieces, const float* streams, const float (&pre)[STREAMS], const float* norm,
+    float epsilon, float* h, float* scratch, RowInput to, int hidden
 ) {
     float squares = 0.0f;
-    for (int c = 4 * threadIdx.x; c < hidden; c += 4 * blockDim.x) {
-        float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 1
+    for (int first = 0; first < hidden; first += PIECES * PIECE_COLUMNS) {
+        if (first > 0) pieces.load(streams, first, hidden);
 #pragma unroll
-        for (int j = 0; j < STREAMS; ++j) {
-            float4 s = *(const float4*)(streams + (size_t)j * hidden + c);
-            v.x += pre[j] * s.x;
-            v.y += pre[j] * s.y;
-            v.z += pre[j] * s.z;
-            v.w += pre[j] * s.w;
+        for (int p = 0; p < PIECES; ++p) {
+            float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+            for (int j = 0; j < STREAMS; ++j) add4(v, pre[j], pieces.at[p][j]);
+            squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+            int c = first + p * PIECE_COLUMNS + 4 * threadIdx.x;
+            if (c < hidden) *(float4*)(h + c) = v;
         }
-        *(float4*)(h + c) = v;
-        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     }
-    float scale = 1.0f / sqrtf(block_sum(squares, scratch) / hidden + epsilon);
-    for (int c = 4 * threadIdx.x; c < hidden; c += 4 * blockDim.x) {
-        float4 v = *(const float4*)(h + c), w = *(const float4*)(norm + c);
-        v = make_float4(v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w);
-        uint2 high = make_uint2(pack_half2(v.x, v.y), pack_half2(v.z, v.w));
-        float2 a = unpack_half2(high.x), b = unpack_half2(high.y);
-        *(uint2*)(x + c) = high;
-        *(uint2*)(x_low + c) =
-            make_uint2(pack_half2(v.x - a.x, v.y - a.y), pack_half2(v.z - b.x, v.w - b.y));
-    }
-}
-
-// A row's sublayer input `x` and `x_low` [n, hidden] by the blocks with y = 0; `post` and `comb` for
-// when it is done by those with y = 1 (there are none where the function has only the first four
-// outputs, before the head). `rows`, if given, are those to read; results are dense.
-extern "C" __global__ void __launch_bounds__(512) read_streams(
-    const float* streams, const float* sums, int slices, MixConstants k, const float* norm,
-    float* post, float* comb, u16* x, u16* x_low, int hidden, int first_row, const u32* rows
-) {
-    __shared__ float warp_dots[16][SUMS], dots[SUMS], scratch[16];
-    launch_dependents();
-    wait_for_dependencies();
-    int to = first_row + blockIdx.x, row = rows ? rows[to] : to;
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    // Lane i of each warp adds up dot product i over some of the slices.
-    float part = 0.0f;
-    for (int s = warp; s < slices; s += warps) part += sums[((size_t)row * slices + s) * SUMS + lane];
-    warp_dots[warp][lane] = part;
-    __syncthreads();
-    if (warp == 0) {
-        float dot = 0.0f;
-        for (int w = 0; w < warps; ++w) dot += warp_dots[w][lane];
-        dots[lane] = dot;
-    }
-    __syncthreads();
-    float scale = dots_scale(dots, hidden, k);
-    if (blockIdx.y == 1) {
-        if (threadIdx.x > 0) return;
-        output_weights(dots, scale, k, post + row * STREAMS, comb + row * STREAMS * STREAMS);
-        return;
-    }
-    float pre[STREAMS];
+    PieceNorms norms;
+    norms.load(norm, 0, hidden);
+    squares = warp_sum(squares);
+    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = squares;
+    sync_threads(1, MIX_THREADS);
+    float sum = 0.0f;
 #pragma unroll
-    for (int j = 0; j < STREAMS; ++j) pre[j] = input_weight(dots, j, scale, k);
-    size_t at = (size_t)to * hidden;
-    collapse(streams + (size_t)row * STREAMS * hidden, pre, norm, k.rms_epsilon,
-             (float*)dynamic_shared, scratch, x + at, x_low + at, hidden);
+    for (int w = 0; w < MIX_WARPS; ++w) sum += scratch[w];
+    float scale = 1.0f / sqrtf(sum / hidden + epsilon);
+#pragma unroll 1
+    for (int first = 0; first < hidden; first += PIECES * PIECE_COLUMNS) {
+        if (first > 0) norms.load(norm, first, hidden);
+#pragma unroll
+        for (int p = 0; p < PIECES; ++p) {
+            int c = first + p * PIECE_COLUMNS + 4 * threadIdx.x;
+            if (c >= hidden) break;
+            float4 v = *(const float4*)(h + c), w = norms.at[p];
+            v = make_float4(v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z,
+                            v.w * scale * w.w);
+            uint2 high = make_uint2(pack_half2(v.x, v.y), pack_half2(v.z, v.w));
+            float2 a = unpack_half2(high.x), b = unpack_half2(high.y);
+            *(uint2*)(to.x + c) = high;
+            *(uint2*)(to.low + c) =
+                make_uint2(pack_half2(v.x - a.x, v.y - a.y), pack_half2(v.z - b.x, v.w - b.y));
+        }
+    }
 }
 
-// ---- Many rows: both in one ---------------------------------------------------------------------
+// ---- Few rows: blocks share a row ----------------------------------------------------------------
 
-#define MANY_WARPS 8
+// A row's streams [4, hidden], the pending output's parts [slots, hidden] if there is one, and the
+// weights with which that is spread.
+struct MixedRow {
+    float* streams;
+    const float* y;
+    int slots;
+    const float* post;
+    const float* comb;
+};
+
+// Streams of a slice, on their way from threads that mix to warps that multiply.
+struct SliceStreams {
+    float old[STREAMS][SLICE], output[STREAMS][SLICE], mixed[STREAMS][SLICE];
+};
+
+// The streams of a slice become post·y + comb·streams, in memory and in `shared.mixed`. For the
+// first MIX_THREADS threads, one stream's column each, and the others for their barriers.
+__device__ inline void mix_slice(const MixedRow& row, int slice, int hidden, SliceStreams& shared) {
+    int stream = threadIdx.x / SLICE, c = threadIdx.x % SLICE, column = slice * SLICE + c;
+    bool mixes = threadIdx.x < MIX_THREADS;
+    float* own = row.streams + (size_t)stream * hidden + column;
+    float x = mixes ? *own : 0.0f, post = 0.0f, comb[STREAMS];
+    if (row.y && mixes) {
+        // A thread adds up every fourth part; the first two reads don't wait for each other.
+        const float* parts = row.y + column;
+        int next = stream + STREAMS;
+        float a = stream < row.slots ? parts[(size_t)stream * hidden] : 0.0f;
+        float b = next < row.slots ? parts[(size_t)next * hidden] : 0.0f;
+        post = row.post[stream];
+#pragma unroll
+        for (int j = 0; j < STREAMS; ++j) comb[j] = row.comb[STREAMS * j + stream];
+        a += b;
+#pragma unroll 1
+        for (int s = next + STREAMS; s < row.slots; s += STREAMS) a += parts[(size_t)s * hidden];
+        shared.old[stream][c] = x;
+        shared.output[stream][c] = a;
+    }
+    __syncthreads();
+    if (row.y && mixes) {
+        const float(&parts)[STREAMS][SLICE] = shared.output;
+        x = post * (parts[0][c] + parts[1][c] + parts[2][c] + parts[3][c]);
+#pragma unroll
+        for (int j = 0; j < STREAMS; ++j) x += comb[j] * shared.old[j][c];
+        *own = x;
+    }
+    if (mixes) shared.mixed[stream][c] = x;
+    __syncthreads();
+}
+
+// A lane's weights of a slice: two columns of each stream, for the outputs of its warp.
+struct SliceWeights {
+    float2 at[WARP_OUTPUTS][STREAMS];
+
+    __device__ inline void load(const MixFunction& function, int slice, int hidden) {
+        int first = threadIdx.x / WARP * WARP_OUTPUTS, c = slice * SLICE + threadIdx.x % WARP * 2;
+#pragma unroll
+        for (int i = 0; i < WARP_OUTPUTS; ++i) {
+#pragma unroll
+            for (int j = 0; j < STREAMS; ++j) {
+                size_t from = (size_t)((first + i) * STREAMS + j) * hidden + c;
+                at[i][j] = first + i >= function.outputs ? make_float2(0.0f, 0.0f)
+                           : function.halves
+                               ? unpack_half2(*(const u32*)((const u16*)function.weights + from))
+                               : *(const float2*)((const float*)function.weights + from);
+            }
+        }
+    }
+};
+
+// Leaves the sum of the warp's v[i] in each lane whose number is i modulo 4.
+__device__ inline float scatter_sums(const float (&v)[4]) {
+    bool upper = threadIdx.x & 2, odd = threadIdx.x & 1;
+    float a = upper ? v[2] : v[0], b = upper ? v[3] : v[1];
+    a += __shfl_xor_sync(FULL_WARP, upper ? v[0] : v[2], 2);
+    b += __shfl_xor_sync(FULL_WARP, upper ? v[1] : v[3], 2);
+    float sum = odd ? b : a;
+    sum += __shfl_xor_sync(FULL_WARP, odd ? a : b, 1);
+#pragma unroll
+    for (int d = 4; d < WARP; d *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, d);
+    return sum;
+}
+
+// The warp's dot products of a slice, and the last warp's sum of squares, to `sums` [32].
+__device__ inline void multiply_slice(
+    const SliceWeights& w, const SliceStreams& shared, float* sums
+) {
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    static_assert(WARP_OUTPUTS == 3, "the fourth sum is that of squares");
+    float v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int j = 0; j < STREAMS; ++j) {
+        float2 x = *(const float2*)(shared.mixed[j] + 2 * lane);
+#pragma unroll
+        for (int i = 0; i < WARP_OUTPUTS; ++i) v[i] += w.at[i][j].x * x.x + w.at[i][j].y * x.y;
+        v[3] += x.x * x.x + x.y * x.y;
+    }
+    float sum = scatter_sums(v);
+    if (lane < WARP_OUTPUTS || (lane == 3 && warp == MIX_WARPS - 1)) {
+        sums[warp * WARP_OUTPUTS + lane] = sum;
+    }
+}
+
+// Slices whose sums a warp reads at once.
+#define SLICES_AHEAD 8
+
+// A lane's dot product over the warp's share of the slices, from their sums [slices, 32].
+struct SliceSums {
+    float ahead[SLICES_AHEAD];
+
+    __device__ inline float at(const float* sums, int slices, int i) const {
+        int lane = threadIdx.x % WARP, slice = threadIdx.x / WARP + i * MIX_WARPS;
+        return lane <= HC_MIX && slice < slices ? sums[slice * SUMS + lane] : 0.0f;
+    }
+
+    __device__ inline void load(const float* sums, int slices) {
+#pragma unroll
+        for (int i = 0; i < SLICES_AHEAD; ++i) ahead[i] = at(sums, slices, i);
+    }
+
+    __device__ inline float total(const float* sums, int slices) const {
+        float dot = 0.0f;
+#pragma unroll
+        for (int i = 0; i < SLICES_AHEAD; ++i) dot += ahead[i];
+#pragma unroll 1
+        for (int i = SLICES_AHEAD; i * MIX_WARPS < slices; ++i) dot += at(sums, slices, i);
+        return dot;
+    }
+};
+
+// Finishes the sublayer before, and reads the streams [n, 4, hidden] for the next one to `x` and
+// `x_low` [n, hidden]; `post` and `comb` become those for when that is done (the head's function has
+// only the first four outputs, and needs none). `rows`, if given, are the rows of the streams;
+// results are dense.
+//
+// Grid: (blocks that share the slices of a row, rows). `sums` has room for [n, slices, 32],
+// `arrivals` for a counter of each row, zero before and after; shared memory: a row.
+extern "C" __global__ void __launch_bounds__(MIX_THREADS + WARP, 2) read_by_slices(
+    float* streams, const float* y, int slots, float* post, float* comb, MixFunction function,
+    MixConstants k, const float* norm, float* sums, u32* arrivals, u16* x, u16* x_low, int hidden,
+    const u32* rows
+) {
+    __shared__ SliceStreams shared;
+    __shared__ float warp_dots[MIX_WARPS][WARP], scratch[MIX_WARPS];
+    int to = blockIdx.y, slices = hidden / SLICE;
+    bool mixes = threadIdx.x < MIX_THREADS;
+    launch_dependents();
+    LaneOutput output(k, function.outputs);
+    SliceWeights weights;
+    if (mixes) weights.load(function, blockIdx.x, hidden);
+    wait_for_dependencies();
+    int row = rows ? rows[to] : to;
+    float* own = streams + (size_t)row * STREAMS * hidden;
+    float *own_post = post + row * STREAMS, *own_comb = comb + row * STREAMS * STREAMS;
+    MixedRow mixed = {own, y ? y + (size_t)row * slots * hidden : nullptr, slots, own_post, own_comb};
+    float* own_sums = sums + (size_t)to * slices * SUMS;
+    for (int slice = blockIdx.x; slice < slices; slice += gridDim.x) {
+        if (slice != (int)blockIdx.x && mixes) weights.load(function, slice, hidden);
+        mix_slice(mixed, slice, hidden, shared);
+        if (mixes) multiply_slice(weights, shared, own_sums + slice * SUMS);
+    }
+    if (!last_to_arrive(arrivals + to, gridDim.x)) return;
+
+    // All that the block waits for is on its way at once.
+    SliceSums slice_sums;
+    Pieces pieces;
+    int lane = threadIdx.x % WARP;
+    if (mixes) {
+        slice_sums.load(own_sums, slices);
+        pieces.load(own, 0, hidden);
+        warp_dots[threadIdx.x / WARP][lane] = slice_sums.total(own_sums, slices);
+    }
+    __syncthreads();
+    float dot = 0.0f;
+#pragma unroll
+    for (int w = 0; w < MIX_WARPS; ++w) dot += warp_dots[w][lane];
+    float logit = output.logit(dot, hidden, k);
+    if (mixes) {
+        float pre[STREAMS];
+        input_weights(logit, k, pre);
+        size_t at = (size_t)to * hidden;
+        collapse(pieces, own, pre, norm, k.rms_epsilon, (float*)dynamic_shared, scratch,
+                 {x + at, x_low + at}, hidden);
+    } else if (function.outputs == HC_MIX) {
+        output_weights(logit, k, own_post, own_comb);
+    }
+}
+
+// ---- Many rows: a block does all of eight --------------------------------------------------------
+
 // Rows of a block: those of a product instruction.
 #define MANY_ROWS 8
 
@@ -292,13 +466,6 @@ __device__ inline void add_dots(
     }
 }
 
-__device__ inline void add4(float4& sum, float factor, float4 v) {
-    sum.x += factor * v.x;
-    sum.y += factor * v.y;
-    sum.z += factor * v.z;
-    sum.w += factor * v.w;
-}
-
 // Finishes the sublayer before for a warp's share of the columns of eight rows, and leaves its share
 // of their dot products and squares in `dots`.
 template <bool HALVES>
@@ -319,7 +486,7 @@ __device__ inline void mix_columns(
     }
     float* own = streams + (size_t)row * STREAMS * hidden;
     const float* outputs = y + (size_t)row * slots * hidden;
-    for (int c = 16 * warp + 4 * t; c < hidden; c += 16 * MANY_WARPS) {
+    for (int c = 16 * warp + 4 * t; c < hidden; c += 16 * MIX_WARPS) {
         float4 x[STREAMS];
 #pragma unroll
         for (int j = 0; j < STREAMS; ++j) x[j] = *(const float4*)(own + (size_t)j * hidden + c);
@@ -364,15 +531,16 @@ __device__ inline void mix_columns(
     dots[2 * t + 1][g + 16] = high_sums[1];
 }
 
-// What `mix_streams` and `read_streams` do, with all 24 outputs, for rows `first_row` to `end_row`:
-// a block has eight of them from end to end. A row's results do not depend on the rows beside it.
-extern "C" __global__ void __launch_bounds__(MANY_WARPS * WARP, 2) mix_and_read(
+// What `read_by_slices` does, with all 24 outputs, for rows `first_row` to `end_row`: a block has
+// eight of them from end to end. A row's results do not depend on the rows beside it.
+extern "C" __global__ void __launch_bounds__(MIX_THREADS, 2) read_by_rows(
     float* streams, const float* y, int slots, float* post, float* comb, MixFunction function,
     MixConstants k, const float* norm, u16* x, u16* x_low, int hidden, int first_row, int end_row
 ) {
-    __shared__ float warp_dots[MANY_WARPS][MANY_ROWS][SUMS], dots[MANY_ROWS][SUMS];
-    __shared__ float scratch[MANY_WARPS];
+    __shared__ float warp_dots[MIX_WARPS][MANY_ROWS][SUMS], scratch[2][MIX_WARPS];
+    __shared__ float logits[MANY_ROWS][WARP];
     launch_dependents();
+    LaneOutput output(k, HC_MIX);
     wait_for_dependencies();
     int first = first_row + blockIdx.x * MANY_ROWS, count = min(MANY_ROWS, end_row - first);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -388,23 +556,25 @@ extern "C" __global__ void __launch_bounds__(MANY_WARPS * WARP, 2) mix_and_read(
             streams, y, slots, post, comb, weights, hidden, row, valid, warp_dots[warp]);
     }
     __syncthreads();
+    static_assert(MIX_WARPS == MANY_ROWS, "a warp makes the weights of a row");
+    float dot = 0.0f;
     if (lane <= HC_MIX) {
-        float dot = 0.0f;
-        for (int w = 0; w < MANY_WARPS; ++w) dot += warp_dots[w][warp][lane];
-        dots[warp][lane] = dot;
+        for (int w = 0; w < MIX_WARPS; ++w) dot += warp_dots[w][warp][lane];
     }
+    float logit = output.logit(dot, hidden, k);
+    logits[warp][lane] = logit;
     __syncthreads();
     for (int r = 0; r < count; ++r) {
-        float scale = dots_scale(dots[r], hidden, k), pre[STREAMS];
-#pragma unroll
-        for (int j = 0; j < STREAMS; ++j) pre[j] = input_weight(dots[r], j, scale, k);
         size_t at = (size_t)(first + r) * hidden;
-        collapse(streams + STREAMS * at, pre, norm, k.rms_epsilon, (float*)dynamic_shared, scratch,
-                 x + at, x_low + at, hidden);
+        Pieces pieces;
+        pieces.load(streams + STREAMS * at, 0, hidden);
+        float pre[STREAMS];
+        input_weights(logits[r][lane], k, pre);
+        collapse(pieces, streams + STREAMS * at, pre, norm, k.rms_epsilon, (float*)dynamic_shared,
+                 scratch[r % 2], {x + at, x_low + at}, hidden);
     }
-    if ((int)threadIdx.x < count) {
-        int r = threadIdx.x, own = first + r;
-        float scale = dots_scale(dots[r], hidden, k);
-        output_weights(dots[r], scale, k, post + own * STREAMS, comb + own * STREAMS * STREAMS);
+    if (warp < count) {
+        int own = first + warp;
+        output_weights(logit, k, post + own * STREAMS, comb + own * STREAMS * STREAMS);
     }
 }

@@ -140,6 +140,21 @@ __device__ inline uint4 load_once16(const void* p) {
     return v;
 }
 
+// The counter before it goes up by one, or from `most` to 0. What the block's threads wrote before
+// their last barrier is visible to those who count later, and what others wrote so to this block
+// after its next.
+__device__ inline u32 atomic_arrive(u32* counter, u32 most) {
+    u32 before;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(before) : "l"(__cvta_generic_to_global(counter)), "r"(most) : "memory");
+    return before;
+}
+
+// A barrier of `threads` threads, whole warps, beside that of the block, which is number 0.
+__device__ inline void sync_threads(u32 barrier, u32 threads) {
+    asm volatile("barrier.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory");
+}
+
 // Programmatic dependent launch (compute capability 9.0): waits until the kernels this one
 // depends on are complete and their writes visible.
 __device__ inline void wait_for_dependencies() {

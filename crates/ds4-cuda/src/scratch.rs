@@ -38,6 +38,8 @@ pub(crate) struct Scratch {
     pub comb: Buffer<f32>,
     /// Dot products of the mixing function, by slices of columns `[n, slices, 32]`.
     pub mix_sums: Buffer<f32>,
+    /// Blocks of a row that have done their part; zero between launches `[n]`.
+    pub arrivals: Buffer<u32>,
     /// The sublayer's input `[n, hidden]`, and what rounding left over.
     pub x: Buffer<u16>,
     pub x_low: Buffer<u16>,
@@ -156,6 +158,7 @@ impl Scratch {
             post: device.alloc(n * STREAMS)?,
             comb: device.alloc(n * STREAMS * STREAMS)?,
             mix_sums: device.alloc(n * hyper_connection::sums_len(hidden))?,
+            arrivals: device.alloc_zeroed(n)?,
             x: device.alloc(n * hidden)?,
             x_low: device.alloc(n * hidden)?,
             raw_latent: device.alloc(n * config.q_rank)?,

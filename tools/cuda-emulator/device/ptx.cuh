@@ -98,6 +98,21 @@ inline void copy_async_wait() {
 
 inline uint4 load_once16(const void* p) { return *(const uint4*)p; }
 
+inline u32 atomic_arrive(u32* counter, u32 most) { return atomicInc(counter, most); }
+
+// Barriers beside the block's own: threads that are still missing, and how often all were there.
+inline void sync_threads(u32 barrier, u32 threads) {
+    // As all shared memory, both begin with every bit set.
+    __shared__ u32 missing[16], rounds[16];
+    u32 round = rounds[barrier];
+    if (missing[barrier] > threads) missing[barrier] = threads;
+    if (--missing[barrier] == 0) {
+        missing[barrier] = threads;
+        ++rounds[barrier];
+    }
+    while (rounds[barrier] == round) emulator_yield();
+}
+
 inline void wait_for_dependencies() {}
 
 inline void launch_dependents() {}

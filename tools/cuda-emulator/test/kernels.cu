@@ -86,6 +86,22 @@ extern "C" __global__ void barriers(int* out) {
     out[threadIdx.x * 3 + 2] = __syncthreads_and(threadIdx.x != 77);
 }
 
+// Rotates the values of the first two warps twice, while the third goes on.
+extern "C" __global__ void partial_barriers(int* out) {
+    __shared__ int values[2][64];
+    if (threadIdx.x < 64) {
+        int value = threadIdx.x;
+        for (int round = 0; round < 2; ++round) {
+            values[round][threadIdx.x] = value;
+            sync_threads(1, 64);
+            value = values[round][(threadIdx.x + 33) % 64];
+        }
+        out[threadIdx.x] = value;
+    }
+    __syncthreads();
+    if (threadIdx.x >= 64) out[threadIdx.x] = values[1][threadIdx.x - 64];
+}
+
 // Threads from `count` on leave; the others still meet at barriers and in warp operations.
 extern "C" __global__ void early_exit(int* out, int count) {
     __shared__ int total;

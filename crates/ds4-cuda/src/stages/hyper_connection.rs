@@ -18,12 +18,12 @@ mod tests;
 /// Columns of a slice, and dot products kept of each.
 const SLICE: usize = 64;
 const SUMS: usize = 32;
-/// Rows from which on a block handles several, to read the function's weights less often.
-const MANY_ROWS: usize = 64;
-/// Rows and threads of a block that does everything for its rows.
-const FUSED_ROWS: usize = 8;
-const FUSED_THREADS: usize = 256;
-const ROWS_PER_BLOCK: usize = 16;
+/// Threads that mix and collapse; where blocks share a row they have a warp more.
+const THREADS: usize = STREAMS * SLICE;
+/// Blocks among which the slices of all rows are shared.
+const SLICE_BLOCKS: usize = 256;
+/// Rows of a block that does everything for its rows.
+const BLOCK_ROWS: usize = 8;
 
 /// Mirrors `MixFunction` in kernels/hyper_connection.cu.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -80,25 +80,23 @@ pub fn read(
 ) -> StageResult {
     let mixing = Mixing::new(config, scratch, pending, reader);
     let to = (&scratch.x, &scratch.x_low);
-    mixing.mix(device, decode_rows)?;
-    mixing.collapse(device, decode_rows, to, Pointer::NULL)?;
-    mixing.mix_and_collapse(device, decode_rows..rows, to)
+    mixing.read_by_slices(device, decode_rows, to, Pointer::NULL)?;
+    mixing.read_by_rows(device, decode_rows..rows, to)
 }
 
-/// The same for the output head: only `wanted` rows, whose numbers are in `scratch.head.rows`.
+/// The same for the output head: only `wanted` rows, whose numbers are in `scratch.head.rows`. The
+/// others stay unfinished.
 pub fn read_head(
     device: &Device,
     config: &Config,
     scratch: &Scratch,
-    rows: usize,
     wanted: usize,
     pending: Option<Pending>,
     reader: &Reader<'_>,
 ) -> StageResult {
     let mixing = Mixing::new(config, scratch, pending, reader);
     let head = &scratch.head;
-    mixing.mix(device, rows)?;
-    mixing.collapse(device, wanted, (&head.x, &head.x_low), head.rows.pointer())
+    mixing.read_by_slices(device, wanted, (&head.x, &head.x_low), head.rows.pointer())
 }
 
 /// What the kernels work with.
@@ -111,6 +109,7 @@ struct Mixing<'a> {
     post: &'a Buffer<f32>,
     comb: &'a Buffer<f32>,
     sums: &'a Buffer<f32>,
+    arrivals: &'a Buffer<u32>,
     function: MixFunction,
     constants: MixConstants,
     norm: Pointer,
@@ -132,6 +131,7 @@ impl<'a> Mixing<'a> {
             post: &scratch.post,
             comb: &scratch.comb,
             sums: &scratch.mix_sums,
+            arrivals: &scratch.arrivals,
             function: MixFunction {
                 weights: hc.function.weights.pointer(),
                 halves: i32::from(hc.function.halves),
@@ -149,13 +149,21 @@ impl<'a> Mixing<'a> {
         }
     }
 
-    fn mix(&self, device: &Device, rows: usize) -> StageResult {
-        let group = if rows > MANY_ROWS { ROWS_PER_BLOCK } else { 1 };
+    /// `rows` rows: the first ones, or those whose numbers are at `wanted`.
+    fn read_by_slices(
+        &self,
+        device: &Device,
+        rows: usize,
+        to: (&Buffer<u16>, &Buffer<u16>),
+        wanted: Pointer,
+    ) -> StageResult {
+        debug_assert!(rows <= self.arrivals.len());
+        let slices = self.hidden / SLICE;
         device.launch(
-            "mix_streams",
-            [self.hidden / SLICE, rows.div_ceil(group), 1],
-            STREAMS * SLICE,
-            0,
+            "read_by_slices",
+            [(SLICE_BLOCKS / rows.max(1)).clamp(1, slices), rows, 1],
+            THREADS + 32,
+            self.hidden * size_of::<f32>(),
             args![
                 self.streams.pointer(),
                 self.y,
@@ -163,57 +171,29 @@ impl<'a> Mixing<'a> {
                 self.post.pointer(),
                 self.comb.pointer(),
                 Arg::value(self.function),
-                self.sums.pointer(),
-                self.hidden,
-                0usize,
-                rows,
-                group
-            ],
-        )
-    }
-
-    fn collapse(
-        &self,
-        device: &Device,
-        rows: usize,
-        to: (&Buffer<u16>, &Buffer<u16>),
-        wanted: Pointer,
-    ) -> StageResult {
-        // The head has no weights for what comes after it.
-        let parts = if self.function.outputs as usize == STREAMS { 1 } else { 2 };
-        device.launch(
-            "read_streams",
-            [rows, parts, 1],
-            (self.hidden / 4).next_multiple_of(32).clamp(64, 512),
-            self.hidden * size_of::<f32>(),
-            args![
-                self.streams.pointer(),
-                self.sums.pointer(),
-                self.hidden / SLICE,
                 Arg::value(self.constants),
                 self.norm,
-                self.post.pointer(),
-                self.comb.pointer(),
+                self.sums.pointer(),
+                self.arrivals.pointer(),
                 to.0.pointer(),
                 to.1.pointer(),
                 self.hidden,
-                0usize,
                 wanted
             ],
         )
     }
 
-    /// Both for many rows, which must not be the head's.
-    fn mix_and_collapse(
+    /// Any rows; not for the head.
+    fn read_by_rows(
         &self,
         device: &Device,
         rows: Range<usize>,
         to: (&Buffer<u16>, &Buffer<u16>),
     ) -> StageResult {
         device.launch(
-            "mix_and_read",
-            [rows.len().div_ceil(FUSED_ROWS), 1, 1],
-            FUSED_THREADS,
+            "read_by_rows",
+            [rows.len().div_ceil(BLOCK_ROWS), 1, 1],
+            THREADS,
             self.hidden * size_of::<f32>(),
             args![
                 self.streams.pointer(),

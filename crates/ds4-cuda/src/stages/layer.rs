@@ -240,14 +240,14 @@ impl Stages<'_> {
     /// The logits of the wanted rows, to `scratch.head.logits`.
     pub fn head(&self) -> StageResult {
         let (s, w) = (self.scratch, self.weights);
-        let Shape { rows, decode_logits, logits, .. } = self.shape;
+        let Shape { decode_logits, logits, .. } = self.shape;
         if logits == 0 {
             return Ok(());
         }
         let reader = Reader { hc: &w.output_hc, norm: &w.output_norm };
         let pending = self.experts_before(self.config.layers.len());
         let (device, config) = (self.device, self.config);
-        hyper_connection::read_head(device, config, s, rows, logits, pending, &reader)?;
+        hyper_connection::read_head(device, config, s, logits, pending, &reader)?;
         s.head.products.run(device, self.grid(), decode_logits, logits)
     }
 

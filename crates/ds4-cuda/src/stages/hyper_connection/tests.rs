@@ -6,7 +6,6 @@ use super::*;
 use crate::stages::attention_tests::harness::device;
 
 const HIDDEN: usize = 4096;
-const WIDTH: usize = STREAMS * HIDDEN;
 const OUTPUTS: usize = 24;
 const ROWS: usize = 13;
 const ITERATIONS: usize = 20;
@@ -14,6 +13,7 @@ const HC_EPSILON: f32 = 1e-6;
 const RMS_EPSILON: f32 = 1e-6;
 
 struct Inputs {
+    hidden: usize,
     streams: Vec<f32>,
     y: Vec<f32>,
     post: Vec<f32>,
@@ -37,18 +37,35 @@ struct Outputs {
 #[test]
 fn reading_streams_equals_plain_rust() {
     let Some(device) = device() else { return };
-    for (slots, halves) in [(7, true), (1, false), (0, true)] {
-        let inputs = Inputs::random(slots, halves);
+    // The last has more columns, and more slots, than threads read at once.
+    for (hidden, slots, halves) in
+        [(HIDDEN, 7, true), (HIDDEN, 1, false), (HIDDEN, 0, true), (HIDDEN + 64, 10, true)]
+    {
+        let inputs = Inputs::random(hidden, slots, halves);
         let expected = inputs.expected();
         // Few rows, many, and a step of both.
         for few in [ROWS, 0, 2] {
             let found = inputs.run(&device, few);
-            let what = format!("{slots} slots, {few} rows one by one");
+            let what = format!("{hidden} columns, {slots} slots, {few} rows by slices");
             check(&format!("{what}: streams"), &found.streams, &expected.streams, 1e-6);
             check(&format!("{what}: post"), &found.post, &expected.post, 2e-6);
             check(&format!("{what}: comb"), &found.comb, &expected.comb, 2e-6);
             check(&format!("{what}: x"), &found.x, &expected.x, 2e-6);
         }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_rows_beside_it() {
+    let Some(device) = device() else { return };
+    let inputs = Inputs::random(HIDDEN, 7, true);
+    // Every number of rows shares the slices among other numbers of blocks.
+    let all = inputs.run(&device, ROWS);
+    for few in [1, 5] {
+        let some = inputs.run(&device, few);
+        assert_eq!(some.x[..few * HIDDEN], all.x[..few * HIDDEN]);
+        assert_eq!(some.streams[..few * STREAMS * HIDDEN], all.streams[..few * STREAMS * HIDDEN]);
+        assert_eq!(some.comb[..few * STREAMS * STREAMS], all.comb[..few * STREAMS * STREAMS]);
     }
 }
 
@@ -63,30 +80,32 @@ fn check(what: &str, found: &[f64], expected: &[f64], bound: f64) {
 }
 
 impl Inputs {
-    fn random(slots: usize, halves: bool) -> Inputs {
+    fn random(hidden: usize, slots: usize, halves: bool) -> Inputs {
+        let width = STREAMS * hidden;
         let mut random = fastrand::Rng::with_seed(slots as u64);
         let mut vector = |len: usize, from: f32, to: f32| -> Vec<f32> {
             (0..len).map(|_| from + (to - from) * random.f32()).collect()
         };
-        let mut weights = vector(OUTPUTS * WIDTH, -0.02, 0.02);
+        let mut weights = vector(OUTPUTS * width, -0.02, 0.02);
         if halves {
             weights.iter_mut().for_each(|w| *w = f16::from_f32(*w).to_f32());
         }
         Inputs {
-            streams: vector(ROWS * WIDTH, -2.0, 2.0),
-            y: vector(ROWS * slots * HIDDEN, -1.0, 1.0),
+            hidden,
+            streams: vector(ROWS * width, -2.0, 2.0),
+            y: vector(ROWS * slots * hidden, -1.0, 1.0),
             post: vector(ROWS * STREAMS, 0.0, 2.0),
             comb: vector(ROWS * STREAMS * STREAMS, 0.0, 0.5),
             weights,
             halves,
             base: vector(OUTPUTS, -1.0, 1.0),
             scale: vector(3, 0.5, 1.5),
-            norm: vector(HIDDEN, 0.5, 1.5),
+            norm: vector(hidden, 0.5, 1.5),
             slots,
         }
     }
 
-    /// The first `few` rows one by one, the others in blocks.
+    /// The first `few` rows by slices, the others by rows.
     fn run(&self, device: &Device, few: usize) -> Outputs {
         let weights = if self.halves {
             let halves: Vec<u16> =
@@ -99,17 +118,19 @@ impl Inputs {
         let (base, scale, norm) = (buffer(&self.base), buffer(&self.scale), buffer(&self.norm));
         let (streams, post, comb) = (buffer(&self.streams), buffer(&self.post), buffer(&self.comb));
         let y = (self.slots > 0).then(|| buffer(&self.y));
-        let sums = device.alloc(ROWS * sums_len(HIDDEN)).unwrap();
+        let sums = device.alloc(ROWS * sums_len(self.hidden)).unwrap();
+        let arrivals = device.alloc_zeroed(ROWS).unwrap();
         let (x, x_low) =
-            (device.alloc(ROWS * HIDDEN).unwrap(), device.alloc(ROWS * HIDDEN).unwrap());
+            (device.alloc(ROWS * self.hidden).unwrap(), device.alloc(ROWS * self.hidden).unwrap());
         let mixing = Mixing {
-            hidden: HIDDEN,
+            hidden: self.hidden,
             streams: &streams,
             y: y.as_ref().map_or(Pointer::NULL, Buffer::pointer),
             slots: self.slots,
             post: &post,
             comb: &comb,
             sums: &sums,
+            arrivals: &arrivals,
             function: MixFunction {
                 weights: weights.pointer(),
                 halves: i32::from(self.halves),
@@ -125,9 +146,9 @@ impl Inputs {
             },
             norm: norm.pointer(),
         };
-        mixing.mix(device, few).unwrap();
-        mixing.collapse(device, few, (&x, &x_low), Pointer::NULL).unwrap();
-        mixing.mix_and_collapse(device, few..ROWS, (&x, &x_low)).unwrap();
+        mixing.read_by_slices(device, few, (&x, &x_low), Pointer::NULL).unwrap();
+        mixing.read_by_rows(device, few..ROWS, (&x, &x_low)).unwrap();
+        assert!(device.download(&arrivals, 0..ROWS).unwrap().iter().all(|&count| count == 0));
         let floats = |b: &Buffer<f32>| -> Vec<f64> {
             let values = device.download(b, 0..b.len()).unwrap();
             values.into_iter().map(f64::from).collect()
@@ -143,6 +164,10 @@ impl Inputs {
         }
     }
 
+    fn width(&self) -> usize {
+        STREAMS * self.hidden
+    }
+
     fn expected(&self) -> Outputs {
         let mut out = Outputs { streams: vec![], post: vec![], comb: vec![], x: vec![] };
         for row in 0..ROWS {
@@ -154,20 +179,20 @@ impl Inputs {
     }
 
     fn mixed(&self, row: usize) -> Vec<f64> {
-        let old = &self.streams[row * WIDTH..][..WIDTH];
+        let old = &self.streams[row * self.width()..][..self.width()];
         let mut new: Vec<f64> = old.iter().map(|&v| v.into()).collect();
         if self.slots == 0 {
             return new;
         }
-        for c in 0..HIDDEN {
-            let outputs = (0..self.slots).map(|s| (row * self.slots + s) * HIDDEN + c);
+        for c in 0..self.hidden {
+            let outputs = (0..self.slots).map(|s| (row * self.slots + s) * self.hidden + c);
             let output: f64 = outputs.map(|at| f64::from(self.y[at])).sum();
             for i in 0..STREAMS {
                 let mixed = (0..STREAMS).map(|j| {
                     let weight = self.comb[(row * STREAMS + j) * STREAMS + i];
-                    f64::from(weight) * f64::from(old[j * HIDDEN + c])
+                    f64::from(weight) * f64::from(old[j * self.hidden + c])
                 });
-                new[i * HIDDEN + c] =
+                new[i * self.hidden + c] =
                     f64::from(self.post[row * STREAMS + i]) * output + mixed.sum::<f64>();
             }
         }
@@ -182,7 +207,7 @@ impl Inputs {
         let scale = norm_of(streams);
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let logit = |o: usize| {
-            let weights = &self.weights[o * WIDTH..][..WIDTH];
+            let weights = &self.weights[o * self.width()..][..self.width()];
             let dot: f64 = weights.iter().zip(streams).map(|(&w, x)| f64::from(w) * x).sum();
             let part = (o / STREAMS).min(2);
             dot * scale * f64::from(self.scale[part]) + f64::from(self.base[o])
@@ -207,8 +232,8 @@ impl Inputs {
             normalise(&mut comb, STREAMS, 1, epsilon);
         }
         out.comb.extend(comb);
-        let column = |c: usize| (0..STREAMS).map(|j| pre[j] * streams[j * HIDDEN + c]).sum();
-        let x: Vec<f64> = (0..HIDDEN).map(column).collect();
+        let column = |c: usize| (0..STREAMS).map(|j| pre[j] * streams[j * self.hidden + c]).sum();
+        let x: Vec<f64> = (0..self.hidden).map(column).collect();
         let scale = norm_of(&x);
         out.x.extend(x.iter().zip(&self.norm).map(|(x, &w)| x * scale * f64::from(w)));
     }
