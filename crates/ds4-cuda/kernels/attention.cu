@@ -127,47 +127,61 @@ struct Shared {
     }
 };
 
-// Two elements of a query, rotated if they are in its rotary part, as halves.
-__device__ inline u32 query_pair(float a, float b, u32 element, const float2* rotations) {
-    if (element >= NOPE_DIM) rotate(a, b, rotations[(element - NOPE_DIM) / 2]);
-    return pack_half2(a, b);
+// One head of a query, by a warp: two runs of eight elements a lane, the second `rotated` or not.
+__device__ inline void store_query(const uint4 (&raw)[2], const float2 (&rotations)[4], bool rotated,
+                                   float epsilon, u16* to, u32 lane) {
+    float2 x[8];
+    float square = 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        u32 words[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            x[4 * i + j] = unpack_half2(words[j]);
+            square += x[4 * i + j].x * x[4 * i + j].x + x[4 * i + j].y * x[4 * i + j].y;
+        }
+    }
+    float scale = 1.0f / sqrtf(warp_sum(square) / HEAD_DIM + epsilon);
+    u32 words[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        float first = x[i].x * scale, second = x[i].y * scale;
+        if (i >= 4 && rotated) rotate(first, second, rotations[i - 4]);
+        words[i] = pack_half2(first, second);
+    }
+    *(uint4*)(to + 8 * lane) = make_uint4(words[0], words[1], words[2], words[3]);
+    *(uint4*)(to + HEAD_DIM / 2 + 8 * lane) = make_uint4(words[4], words[5], words[6], words[7]);
 }
+
+// Heads of a warp that are loaded at once.
+#define HEADS_AHEAD 2
 
 // Normalises and rotates the block's queries from `first_head` into shared memory.
 template <class S>
 __device__ inline void load_queries(const S& shared, const Attention& a, u32 row, u32 first_head) {
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const float2* rotations = a.rotations + row * PAIRS;
-    for (u32 head = warp; head < S::HEADS; head += ATTEND_WARPS) {
-        // Two runs of eight elements a lane.
-        uint4 raw[2] = {};
-        if (first_head + head < a.heads) {
-            u64 index = (u64)row * a.heads + first_head + head;
-            const uint4* q = (const uint4*)(a.queries + index * HEAD_DIM);
-            raw[0] = q[lane], raw[1] = q[WARP + lane];
+    // Two runs of eight elements a lane; only the second can be in the rotary part.
+    u32 second = HEAD_DIM / 2 + 8 * lane;
+    float2 rotations[4] = {};
+    if (second >= NOPE_DIM) {
+        const float4* own = (const float4*)(a.rotations + row * PAIRS + (second - NOPE_DIM) / 2);
+        float4 low = own[0], high = own[1];
+        rotations[0] = make_float2(low.x, low.y), rotations[1] = make_float2(low.z, low.w);
+        rotations[2] = make_float2(high.x, high.y), rotations[3] = make_float2(high.z, high.w);
+    }
+    for (u32 first = warp; first < S::HEADS; first += HEADS_AHEAD * ATTEND_WARPS) {
+        uint4 raw[HEADS_AHEAD][2] = {};
+#pragma unroll
+        for (u32 h = 0; h < HEADS_AHEAD; ++h) {
+            u32 head = first_head + first + h * ATTEND_WARPS;
+            if (head >= a.heads) continue;
+            const uint4* q = (const uint4*)(a.queries + ((u64)row * a.heads + head) * HEAD_DIM);
+            raw[h][0] = q[lane], raw[h][1] = q[WARP + lane];
         }
-        float2 x[8];
-        float square = 0;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            u32 words[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                x[4 * i + j] = unpack_half2(words[j]);
-                square += x[4 * i + j].x * x[4 * i + j].x + x[4 * i + j].y * x[4 * i + j].y;
-            }
-        }
-        float scale = 1.0f / sqrtf(warp_sum(square) / HEAD_DIM + a.epsilon);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            u32 element = i * HEAD_DIM / 2 + 8 * lane, words[4];
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                words[j] = query_pair(x[4 * i + j].x * scale, x[4 * i + j].y * scale,
-                                      element + 2 * j, rotations);
-            }
-            *(uint4*)(shared.queries + head * ROW_STRIDE + element) =
-                make_uint4(words[0], words[1], words[2], words[3]);
+        for (u32 h = 0; h < HEADS_AHEAD; ++h) {
+            u16* to = shared.queries + (first + h * ATTEND_WARPS) * ROW_STRIDE;
+            store_query(raw[h], rotations, second >= NOPE_DIM, a.epsilon, to, lane);
         }
     }
 }
@@ -438,12 +452,11 @@ ATTEND_PREFILL(attend_prefill_16x32, 1, SPLIT_CHUNK, 2)
 
 // Stores the row's key/value row in its window. The slot's old row is out of sight of all queries
 // of a span of at most MAX_REWIND rows, and the row itself is read from the step.
-__device__ inline void keep_row(const Attention& a, const Step& step, const LayerCache& cache,
-                                u32 row) {
-    u32 bytes = kv_row_bytes(a.rounding);
-    const uint2* from = (const uint2*)(a.kv_rows + (u64)row * bytes);
-    uint2* to = (uint2*)(cache.window + step.position[row] % WINDOW_SLOTS * bytes);
-    for (u32 i = threadIdx.x; i < bytes / sizeof(uint2); i += ATTEND_THREADS) to[i] = from[i];
+__device__ inline void keep_row(const u8* kv_rows, u32 row, u32 bytes, u8* slot) {
+    const uint2* from = (const uint2*)(kv_rows + (u64)row * bytes);
+    for (u32 i = threadIdx.x; i < bytes / sizeof(uint2); i += ATTEND_THREADS) {
+        ((uint2*)slot)[i] = from[i];
+    }
 }
 
 // One split of the rows of each query, for 16 of its heads, and one block that stores the row in
@@ -455,18 +468,20 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_splits(
     Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 ratio, u32 heads,
     const u16* queries, const u8* kv_rows, const u32* selected, u32 top_k, const float2* rotations,
     int rounding, float epsilon, float scale, u16* partial, float2* partial_sums) {
-    wait_for_dependencies();
-    launch_dependents();
     Attention a = {queries, kv_rows, selected, rotations, nullptr, heads,
                    top_k,   ratio,   rounding, epsilon,   scale * LOG2_E};
     Shared<1, SPLIT_CHUNK> shared;
     u32 row = first_row + blockIdx.z, first_head = blockIdx.y * shared.HEADS;
+    // What a step has from its beginning needs no waiting for.
     const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
+    VisibleRows rows = visible_rows(a, step, cache, row);
+    u8* slot = cache.window + step.position[row] % WINDOW_SLOTS * rows.bytes;
+    wait_for_dependencies();
+    launch_dependents();
     if (blockIdx.x == MAX_SPLITS) {
-        if (blockIdx.y == 0) keep_row(a, step, cache, row);
+        if (blockIdx.y == 0) keep_row(kv_rows, row, rows.bytes, slot);
         return;
     }
-    VisibleRows rows = visible_rows(a, step, cache, row);
     u32 share = rows_per_split(rows.total), begin = blockIdx.x * share;
     if (begin >= rows.total) return;
     float sums[1][WARP_COLUMNS / 8][4] = {};
@@ -494,34 +509,50 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_splits(
 }
 
 // Joins the splits, adds the sink and rotates back: grid [heads, rows], four elements a thread.
+//
+// A launch of its own: the partial results of 16 heads are up to 320 KB, which a block that went on
+// after the splits would read no faster than 64 bytes a cycle.
 extern "C" __global__ void __launch_bounds__(KV_THREADS) merge_attention(
     Step step, u32 first_row, u32 ratio, u32 heads, u32 top_k, const float2* rotations,
     const float* sinks, const u16* partial, const float2* partial_sums, u16* out) {
+    static_assert(MAX_SPLITS <= WARP, "a lane weighs a split");
+    u32 row = first_row + blockIdx.y, head = blockIdx.x, lane = threadIdx.x % WARP;
+    u32 total_rows = visible_count(step.position[row], ratio, top_k);
+    u32 share = rows_per_split(total_rows), splits = (total_rows + share - 1) / share;
+    float sink = sinks[head] * LOG2_E;
     wait_for_dependencies();
     launch_dependents();
-    u32 row = first_row + blockIdx.y, head = blockIdx.x, position = step.position[row];
-    u32 total_rows = visible_count(position, ratio, top_k);
-    u32 share = rows_per_split(total_rows), splits = (total_rows + share - 1) / share;
     u64 first = (u64)blockIdx.y * MAX_SPLITS * heads + head;
-
-    float sink = sinks[head] * LOG2_E, largest = sink;
-    for (u32 s = 0; s < splits; ++s) largest = fmaxf(largest, partial_sums[first + s * heads].x);
-    float total = exp2f(sink - largest), x[4] = {0, 0, 0, 0};
-#pragma unroll 4
-    for (u32 s = 0; s < splits; ++s) {
-        float2 sums = partial_sums[first + s * heads];
-        float weight = sums.y * exp2f(sums.x - largest);
-        uint2 v = ((const uint2*)(partial + (first + s * heads) * HEAD_DIM))[threadIdx.x];
-        float2 low = unpack_half2(v.x), high = unpack_half2(v.y);
-        total += weight;
-        x[0] += weight * low.x, x[1] += weight * low.y;
-        x[2] += weight * high.x, x[3] += weight * high.y;
+    float2 sums = make_float2(-INFINITY, 0);
+    if (lane < splits) sums = partial_sums[first + lane * heads];
+    uint2 parts[MAX_SPLITS];
+#pragma unroll
+    for (u32 s = 0; s < MAX_SPLITS; ++s) {
+        if (s >= splits) continue;
+        parts[s] = ((const uint2*)(partial + (first + s * heads) * HEAD_DIM))[threadIdx.x];
     }
-    for (int i = 0; i < 4; ++i) x[i] /= total;
-    if (threadIdx.x >= NOPE_DIM / 4) {
-        u32 pair = 2 * (threadIdx.x - NOPE_DIM / 4);
-        rotate_back(x[0], x[1], rotations[row * PAIRS + pair]);
-        rotate_back(x[2], x[3], rotations[row * PAIRS + pair + 1]);
+    bool rotated = threadIdx.x >= NOPE_DIM / 4;
+    float2 rotation[2] = {};
+    if (rotated) {
+        const float2* own = rotations + row * PAIRS + 2 * (threadIdx.x - NOPE_DIM / 4);
+        rotation[0] = own[0], rotation[1] = own[1];
+    }
+
+    float largest = fmaxf(warp_max(sums.x), sink);
+    float weight = sums.y * exp2f(sums.x - largest);
+    weight /= warp_sum(weight) + exp2f(sink - largest);
+    float x[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (u32 s = 0; s < MAX_SPLITS; ++s) {
+        float own = __shfl_sync(FULL_WARP, weight, s);
+        if (s >= splits) continue;
+        float2 low = unpack_half2(parts[s].x), high = unpack_half2(parts[s].y);
+        x[0] += own * low.x, x[1] += own * low.y;
+        x[2] += own * high.x, x[3] += own * high.y;
+    }
+    if (rotated) {
+        rotate_back(x[0], x[1], rotation[0]);
+        rotate_back(x[2], x[3], rotation[1]);
     }
     uint2* to = (uint2*)(out + ((u64)row * heads + head) * HEAD_DIM);
     to[threadIdx.x] = make_uint2(pack_half2(x[0], x[1]), pack_half2(x[2], x[3]));
