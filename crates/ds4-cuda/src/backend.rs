@@ -297,6 +297,10 @@ impl Backend for CudaBackend {
         cache.bytes()
     }
 
+    fn reserve(&self, cache: &mut Cache, tokens: usize) -> StageResult {
+        cache.make_room(tokens)
+    }
+
     fn embed(&self, batch: &Batch) -> StageResult<Activations> {
         let mut x = self.pool.take();
         self.grow(&mut x, batch.tokens.len(), batch.logit_rows.len())?;

@@ -144,6 +144,16 @@ impl Cache {
     /// # Errors
     /// [`BackendError::OutOfMemory`] if the device has no room; the cache is as it was.
     pub fn reserve(&mut self, position: usize) -> StageResult {
+        self.make_room(position)?;
+        self.position = position;
+        Ok(())
+    }
+
+    /// Makes room for `position` tokens, without a step that would use it.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] if the device has no room; the cache is as it was.
+    pub fn make_room(&mut self, position: usize) -> StageResult {
         let mut result = Ok(());
         for c in self.layers.iter_mut().flat_map(Layer::compressors_mut) {
             result = c.reserve(&self.device, position / c.ratio);
@@ -153,9 +163,7 @@ impl Cache {
         }
         // Layers that did grow have moved, whatever became of the others.
         self.update_pointers();
-        result?;
-        self.position = position;
-        Ok(())
+        result
     }
 
     /// Goes back to `position`, at most [`MAX_REWIND`] tokens before the highest one written.

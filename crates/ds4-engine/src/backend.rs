@@ -58,9 +58,16 @@ pub enum BackendError {
     /// Memory ran out; other sessions are intact.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
-    /// The device is unusable from here on.
+    /// The device is unusable from here on, for every session: nothing but a new process helps.
     #[error("device failed: {0}")]
     Device(String),
+}
+
+impl BackendError {
+    /// Whether nothing can be computed any more.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, BackendError::Device(_))
+    }
 }
 
 /// Result of a stage.
@@ -134,6 +141,11 @@ pub trait Backend: Send + Sync {
     fn new_cache(&self) -> StageResult<Self::Cache>;
     /// Bytes a cache holds now.
     fn cache_bytes(&self, cache: &Self::Cache) -> usize;
+    /// Makes room for `tokens` tokens in a cache, which holds what it held, also if there is none.
+    /// Caches in the memory of the process need not do anything ahead of time.
+    fn reserve(&self, _cache: &mut Self::Cache, _tokens: usize) -> StageResult {
+        Ok(())
+    }
 
     /// Embeds the tokens and copies each embedding to the four streams.
     fn embed(&self, batch: &Batch) -> StageResult<Self::Activations>;

@@ -126,12 +126,27 @@ pub enum StepError {
         /// The model's limit.
         limit: usize,
     },
+    /// There is no memory for what a session would hold.
+    #[error("no room for one of the sessions: {reason}")]
+    NoRoom {
+        /// Which of the works needs it.
+        work: usize,
+        /// What the device says.
+        reason: String,
+    },
     /// The session was in a step that failed, and its cache is incomplete.
     #[error("an earlier step of this session failed; start a new session or restore a snapshot")]
     SessionFailed,
     /// The device failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
+}
+
+impl StepError {
+    /// Whether no further step can succeed, of any session.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, StepError::Backend(error) if error.is_fatal())
+    }
 }
 
 impl<B: Backend> Engine<B> {
@@ -165,13 +180,14 @@ impl<B: Backend> Engine<B> {
     /// A session's logits do not depend on what else is in the batch.
     ///
     /// # Errors
-    /// A refused step (the first four errors) changes nothing. After [`StepError::Backend`] the
+    /// A refused step (all errors but the last) changes nothing. After [`StepError::Backend`] the
     /// sessions of this step are unusable.
     pub fn step(&self, work: &mut [Work<'_, B>]) -> Result<Vec<Logits>, StepError> {
         let config = self.config();
         for w in work.iter() {
             check(config, w)?;
         }
+        self.make_room(work)?;
         let (batch, order) = plan(work);
         let mut caches: Vec<_> = work.iter_mut().map(|w| &mut w.session.cache).collect();
         let result = forward(&self.backend, &batch, &mut caches);
@@ -182,6 +198,19 @@ impl<B: Backend> Engine<B> {
             }
         }
         Ok(distribute(result?, config.vocab, work, &order))
+    }
+
+    fn make_room(&self, work: &mut [Work<'_, B>]) -> Result<(), StepError> {
+        for (index, w) in work.iter_mut().enumerate() {
+            let tokens = w.session.len() + w.tokens.len();
+            match self.backend.reserve(&mut w.session.cache, tokens) {
+                Err(BackendError::OutOfMemory(reason)) => {
+                    return Err(StepError::NoRoom { work: index, reason });
+                }
+                result => result?,
+            }
+        }
+        Ok(())
     }
 }
 

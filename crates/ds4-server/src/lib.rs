@@ -58,7 +58,7 @@ pub struct ServerConfig {
     pub trace: Option<PathBuf>,
 }
 
-/// Why a server could not start.
+/// Why a server could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Everyone on the network could use it.
@@ -81,6 +81,9 @@ pub enum ServeError {
         /// What went wrong.
         error: io::Error,
     },
+    /// Nothing can be computed any more.
+    #[error("{0}: running requests were answered with this error; start the server anew")]
+    Fatal(String),
     /// A socket or a thread.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -89,6 +92,10 @@ pub enum ServeError {
 /// Requests that are prepared at the same time, which is parsing, tokenizing and compiling
 /// grammars. More would wait for cores, each with a stack of its own.
 const PREPARED_TOGETHER: usize = 8;
+
+/// Time for which a server that cannot compute any more still says so, to requests that are under
+/// way and to whoever looks after it; less if there is less grace for running answers.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Threads to serve on.
 ///
@@ -200,16 +207,26 @@ impl Server {
     /// until the end of the grace time.
     ///
     /// # Errors
-    /// If the socket fails or a file for TLS cannot be used.
-    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+    /// If the socket fails, a file for TLS cannot be used, or nothing can be computed any more.
+    pub async fn run(
+        self,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), ServeError> {
         let handle = axum_server::Handle::new();
         let (app, stopping) = (self.app.clone(), handle.clone());
         let grace = self.app.config.shutdown_grace;
         let stopper = tokio::spawn(async move {
-            stop.await;
-            app.scheduler.close(Instant::now() + grace);
-            // A little more for the last events to reach their clients.
-            stopping.graceful_shutdown(Some(grace + Duration::from_secs(1)));
+            tokio::select! {
+                () = stop => {
+                    app.scheduler.close(Instant::now() + grace);
+                    // A little more for the last events to reach their clients.
+                    stopping.graceful_shutdown(Some(grace + Duration::from_secs(1)));
+                }
+                () = app.scheduler.load().until_fatal() => {
+                    tokio::time::sleep(FAREWELL.min(grace)).await;
+                    stopping.shutdown();
+                }
+            }
         });
         let config = &self.app.config;
         let router = http::app::router(self.app.clone());
@@ -218,10 +235,11 @@ impl Server {
                 .await;
         stopper.abort();
         self.app.scheduler.close(Instant::now());
-        let ended = tokio::task::spawn_blocking(move || self.thread.join()).await;
-        if !matches!(ended, Ok(Ok(()))) {
-            tracing::error!("the scheduler ended in a panic");
+        // Whatever becomes of the thread, the scheduler knows of it.
+        let _ = tokio::task::spawn_blocking(move || self.thread.join()).await;
+        match self.app.scheduler.load().fatal() {
+            Some(reason) => Err(ServeError::Fatal(reason.to_owned())),
+            None => Ok(served?),
         }
-        served
     }
 }

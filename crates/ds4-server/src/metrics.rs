@@ -69,6 +69,7 @@ enum EndingName {
     Stop,
     Length,
     Engine,
+    Memory,
     Deadline,
     Stalled,
     Shutdown,
@@ -203,6 +204,7 @@ impl Metrics {
         let ending = match event {
             Event::Finished(Finish::Stop) => EndingName::Stop,
             Event::Finished(Finish::Length) => EndingName::Length,
+            Event::Failed(Failure::Memory(_)) => EndingName::Memory,
             Event::Failed(Failure::Deadline) => EndingName::Deadline,
             Event::Failed(Failure::Stalled) => EndingName::Stalled,
             Event::Failed(Failure::ShuttingDown) => EndingName::Shutdown,

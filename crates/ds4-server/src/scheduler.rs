@@ -16,7 +16,7 @@ mod worker;
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
         mpsc as std_mpsc,
     },
@@ -29,7 +29,7 @@ use ds4_engine::{
     sampling::{SamplingParams, TokenLogprob},
 };
 use ds4_model::tokenizer::Tokenizer;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::{guide::Guide, metrics::Metrics};
 
@@ -120,6 +120,12 @@ pub(crate) enum Failure {
     /// The engine or the grammar failed.
     #[error("{0}")]
     Engine(String),
+    /// Nothing is left that the server could do without to make room for this request alone.
+    #[error("there is no memory for this request: {0}")]
+    Memory(String),
+    /// Nothing can be computed any more.
+    #[error("{0}: the server is ending")]
+    Fatal(String),
     /// Too late.
     #[error("the request took longer than this server allows")]
     Deadline,
@@ -132,7 +138,7 @@ pub(crate) enum Failure {
 }
 
 /// Why a request was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refused {
     /// Too many wait already.
     QueueFull {
@@ -141,6 +147,8 @@ pub(crate) enum Refused {
     },
     /// The server ends.
     ShuttingDown,
+    /// The server ends because nothing can be computed any more.
+    Fatal(String),
 }
 
 /// The way to the scheduler's thread.
@@ -162,6 +170,40 @@ pub(crate) struct Load {
     pub(crate) usual_millis: AtomicUsize,
     /// Not 0 once the server ends.
     pub(crate) closed: AtomicUsize,
+    /// Why nothing can be computed any more.
+    fatal: OnceLock<String>,
+    fatal_was_set: Notify,
+}
+
+impl Load {
+    /// Why nothing can be computed any more; none as long as all is well.
+    pub(crate) fn fatal(&self) -> Option<&str> {
+        self.fatal.get().map(String::as_str)
+    }
+
+    /// Waits until nothing can be computed any more.
+    pub(crate) async fn until_fatal(&self) {
+        self.fatal_was_set.notified().await;
+    }
+
+    /// From here on nothing can be computed. The first reason counts.
+    fn set_fatal(&self, reason: String) {
+        if self.fatal.set(reason).is_ok() {
+            self.closed.store(1, Ordering::Relaxed);
+            self.fatal_was_set.notify_one();
+        }
+    }
+}
+
+/// Tells of a panic on the scheduler's thread, which would go unnoticed otherwise.
+struct Alarm(Arc<Load>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.set_fatal("the scheduler panicked (a bug: see above)".to_owned());
+        }
+    }
 }
 
 enum Message {
@@ -193,6 +235,7 @@ impl Scheduler {
         let scheduler = Scheduler { inbox, load: load.clone(), waiting_limit: limits.waiting };
         let thread =
             std::thread::Builder::new().name("ds4-scheduler".to_owned()).spawn(move || {
+                let _alarm = Alarm(load.clone());
                 worker::Worker::new(
                     engine,
                     tokenizer,
@@ -209,6 +252,9 @@ impl Scheduler {
 
     /// Queues a request.
     pub(crate) fn submit(&self, job: Job) -> Result<mpsc::Receiver<Event>, Refused> {
+        if let Some(reason) = self.load.fatal() {
+            return Err(Refused::Fatal(reason.to_owned()));
+        }
         if self.load.closed.load(Ordering::Relaxed) != 0 {
             return Err(Refused::ShuttingDown);
         }

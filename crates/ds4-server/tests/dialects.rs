@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use support::{
     Running,
@@ -118,18 +120,33 @@ fn transcripts() {
     }
 }
 
+/// A server whose engine is going to break, and which does not linger then.
+fn breaking() -> Running {
+    let mut config = config();
+    config.shutdown_grace = Duration::from_millis(200);
+    Running::scripted(config)
+}
+
+fn assert_broken(running: Running) {
+    let reason = running.ended().unwrap_err().to_string();
+    assert!(reason.contains("a cable came loose"), "{reason}");
+}
+
 #[test]
 fn transcripts_of_an_engine_that_breaks() {
-    let running = Running::scripted(config());
     for route in ROUTES {
         let asked = request(route, "broken", false, false, 100);
+        let running = breaking();
         let streamed = stream(&running, route, asked.clone());
         assert_eq!(streamed.status, 200, "the error comes after some text");
         let name = format!("{}, broken, streamed", &route[4..]).replace('/', " ");
         insta::assert_snapshot!(name, settled(&streamed.body));
+        assert_broken(running);
+        let running = breaking();
         let whole = post(running.address, route, &asked);
         assert_eq!(whole.status, 500);
         insta::assert_snapshot!(format!("{}, broken", &route[4..]).replace('/', " "), whole.body);
+        assert_broken(running);
     }
 }
 
@@ -148,12 +165,14 @@ fn transcripts_of_completions() {
         let whole = post(running.address, ROUTE, &asked);
         insta::assert_snapshot!(format!("completions, {case}"), settled(&whole.body));
     }
-    let broken = json!({ "model": "any", "prompt": tokens("broken"), "stream": true });
-    let broken = post(running.address, ROUTE, &broken);
-    insta::assert_snapshot!("completions, broken, streamed", settled(&broken.body));
     let wrong = post(running.address, ROUTE, &json!({ "prompt": 5 }));
     assert_eq!(wrong.status, 400);
     insta::assert_snapshot!("completions, error", wrong.body);
+    let running = breaking();
+    let broken = json!({ "model": "any", "prompt": tokens("broken"), "stream": true });
+    let broken = post(running.address, ROUTE, &broken);
+    insta::assert_snapshot!("completions, broken, streamed", settled(&broken.body));
+    assert_broken(running);
 }
 
 #[test]

@@ -152,6 +152,10 @@ impl Backend for AnyBackend {
         inside_with!(self, cache: Cache, b => b.cache_bytes(cache))
     }
 
+    fn reserve(&self, cache: &mut Cache, tokens: usize) -> StageResult {
+        inside_with!(self, cache: Cache, b => b.reserve(cache, tokens))
+    }
+
     fn embed(&self, batch: &Batch) -> StageResult<Activations> {
         match self {
             AnyBackend::Cpu(b) => b.embed(batch).map(|x| Activations::Cpu(Box::new(x))),

@@ -223,10 +223,13 @@ async fn one_model(State(app): State<Arc<App>>, headers: HeaderMap) -> Response 
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {
-    if app.scheduler.load().closed.load(Ordering::Relaxed) == 0 {
-        return json_response(&json!({ "status": "ok" }));
-    }
-    let mut response = json_response(&json!({ "status": "shutting down" }));
+    let load = app.scheduler.load();
+    let status = match load.fatal() {
+        Some(reason) => json!({ "status": "failed", "reason": reason }),
+        None if load.closed.load(Ordering::Relaxed) != 0 => json!({ "status": "shutting down" }),
+        None => return json_response(&json!({ "status": "ok" })),
+    };
+    let mut response = json_response(&status);
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response
 }

@@ -172,6 +172,9 @@ impl From<Refused> for ApiError {
                 }
             }
             Refused::ShuttingDown => Failure::ShuttingDown.into(),
+            Refused::Fatal(reason) => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, Failure::Fatal(reason).to_string())
+            }
         }
     }
 }
@@ -179,9 +182,9 @@ impl From<Refused> for ApiError {
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let status = match failure {
-            Failure::Engine(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Failure::Engine(_) | Failure::Fatal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Failure::Deadline | Failure::Stalled => StatusCode::GATEWAY_TIMEOUT,
-            Failure::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Failure::Memory(_) | Failure::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         };
         ApiError::new(status, failure.to_string())
     }

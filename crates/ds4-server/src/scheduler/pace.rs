@@ -46,6 +46,12 @@ impl Pace {
         Pace { chunk: chunk.max(PREFILL_MIN), ..Pace::default() }
     }
 
+    /// From here on prompts get half as much at once; false if that is too little.
+    pub(super) fn halve(&mut self) -> bool {
+        let halved = (self.chunk / 2).max(PREFILL_MIN);
+        std::mem::replace(&mut self.chunk, halved) > halved
+    }
+
     /// Prompt tokens to add to the next step, with `running` answers in it.
     pub(super) fn prompt_tokens(&self, running: usize) -> usize {
         if running == 0 {

@@ -37,6 +37,16 @@ impl Queue {
         request
     }
 
+    /// Puts a request back whose turn it was, and still is.
+    pub(super) fn put_back(&mut self, request: Submitted) {
+        let client = request.job.client;
+        let place = self.clients.iter().position(|(id, _)| *id == client);
+        let others = place.and_then(|place| self.clients.remove(place));
+        let mut requests = others.map_or_else(VecDeque::new, |(_, requests)| requests);
+        requests.push_front(request);
+        self.clients.push_front((client, requests));
+    }
+
     /// Takes out every request that `test` names.
     pub(super) fn remove(&mut self, test: impl Fn(&Submitted) -> bool) -> Vec<Submitted> {
         let mut removed = Vec::new();

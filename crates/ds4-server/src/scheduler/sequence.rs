@@ -16,13 +16,18 @@ use super::{
 /// A request whose turn it is.
 pub(super) struct Sequence<B: Backend> {
     pub(super) live: LiveSession<B>,
+    pub(super) request: Request,
+    /// How many of the request's pending tokens the step under way computes.
+    slice: usize,
+}
+
+/// What there is of a request besides its session.
+pub(super) struct Request {
     pub(super) outbox: Outbox,
     pub(super) since: Instant,
     pub(super) deadline: Option<Instant>,
     /// Tokens to compute next: the rest of the prompt, later the newest tokens of the answer.
     pending: Vec<TokenId>,
-    /// How many of `pending` the step under way computes.
-    slice: usize,
     /// Prompt tokens left, counting from the end of `pending`.
     prompt_left: usize,
     /// Lengths of the session at which to make a checkpoint, ascending.
@@ -30,6 +35,13 @@ pub(super) struct Sequence<B: Backend> {
     answer: Answer,
     /// Tokens that the session may hold.
     context: usize,
+}
+
+impl Request {
+    /// Tokens that are to be computed.
+    pub(super) fn pending(&self) -> usize {
+        self.pending.len()
+    }
 }
 
 /// What a step of the engine needs of a sequence, and what can be done meanwhile.
@@ -65,12 +77,10 @@ impl<B: Backend> Sequence<B> {
         let pending = prompt[start.covered..].to_vec();
         let mut outbox = Outbox::new(events);
         outbox.push(Event::Started { cached: start.covered });
-        Sequence {
-            live: start.live,
+        let request = Request {
             outbox,
             since,
             deadline,
-            slice: 0,
             prompt_left: pending.len(),
             pending,
             marks,
@@ -82,49 +92,57 @@ impl<B: Backend> Sequence<B> {
                 tokens_left: max_tokens,
             },
             context,
-        }
+        };
+        Sequence::resume(request, start.live)
     }
 
-    /// Gives the session up for an empty one; all its tokens are to be computed again.
-    pub(super) fn set_aside(&mut self, empty: LiveSession<B>) {
-        let given_up = std::mem::replace(&mut self.live, empty);
-        self.pending.splice(..0, given_up.session.tokens().iter().copied());
-        self.prompt_left = self.pending.len();
+    /// Gives the session up; all its tokens are to be computed again.
+    pub(super) fn set_aside(self) -> Request {
+        let mut request = self.request;
+        request.pending.splice(..0, self.live.session.tokens().iter().copied());
+        request.prompt_left = request.pending.len();
+        request
+    }
+
+    /// Goes on with a request on a session that holds nothing but what is not pending any more.
+    pub(super) fn resume(request: Request, live: LiveSession<B>) -> Self {
+        Sequence { live, request, slice: 0 }
     }
 
     /// Tokens of the prompt that are not computed yet.
     pub(super) fn prompt_left(&self) -> usize {
-        self.prompt_left
+        self.request.prompt_left
     }
 
     /// Chooses what the next step computes of the prompt: at most `tokens`.
     pub(super) fn plan_prompt(&mut self, tokens: usize) -> usize {
-        let to_mark = self.marks.front().map_or(usize::MAX, |mark| mark - self.live.session.len());
-        self.slice = tokens.min(self.pending.len()).min(to_mark);
+        let to_mark =
+            self.request.marks.front().map_or(usize::MAX, |mark| mark - self.live.session.len());
+        self.slice = tokens.min(self.request.pending.len()).min(to_mark);
         self.slice
     }
 
     /// Chooses what the next step computes of the answer: all that is there.
     pub(super) fn plan_answer(&mut self) {
-        self.slice = self.pending.len();
+        self.slice = self.request.pending.len();
     }
 
     /// The planned work, and the rest.
     pub(super) fn parts(&mut self) -> Parts<'_, B> {
-        let last = self.slice == self.pending.len();
+        let last = self.slice == self.request.pending.len();
         let logits = if last { LogitsWanted::Last } else { LogitsWanted::None };
-        let (session, tokens) = (&mut self.live.session, &self.pending[..self.slice]);
+        let (session, tokens) = (&mut self.live.session, &self.request.pending[..self.slice]);
         let work = Work { session, tokens, logits };
-        Parts { work, outbox: &mut self.outbox, answer: &mut self.answer }
+        Parts { work, outbox: &mut self.request.outbox, answer: &mut self.request.answer }
     }
 
     /// The planned work is done.
     pub(super) fn stepped(&mut self, engine: &Engine<B>) {
-        self.pending.drain(..self.slice);
-        self.prompt_left = self.prompt_left.min(self.pending.len());
+        self.request.pending.drain(..self.slice);
+        self.request.prompt_left = self.request.prompt_left.min(self.request.pending.len());
         self.slice = 0;
-        if self.marks.front() == Some(&self.live.session.len()) {
-            self.marks.pop_front();
+        if self.request.marks.front() == Some(&self.live.session.len()) {
+            self.request.marks.pop_front();
             self.live.mark(engine);
         }
     }
@@ -132,12 +150,12 @@ impl<B: Backend> Sequence<B> {
     /// Adds to the answer, if logits came.
     pub(super) fn extend(&mut self, tokenizer: &Tokenizer, logits: Option<&[f32]>) -> Outcome {
         let Some(logits) = logits else { return Outcome::Running };
-        let grown = self.answer.grow(&mut Growth {
+        let grown = self.request.answer.grow(&mut Growth {
             tokenizer,
             logits,
-            most: self.context - self.live.session.len(),
-            pending: &mut self.pending,
-            outbox: &mut self.outbox,
+            most: self.request.context - self.live.session.len(),
+            pending: &mut self.request.pending,
+            outbox: &mut self.request.outbox,
         });
         match grown {
             Ok(None) => Outcome::Running,

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ds4_engine::{Backend, Engine, Logits, StepError};
+use ds4_engine::{Backend, BackendError, Engine, Logits, StepError};
 use ds4_model::tokenizer::Tokenizer;
 use rayon::prelude::*;
 
@@ -19,7 +19,7 @@ use super::{
     pace::Pace,
     pool::{LiveSession, Pool},
     queue::Queue,
-    sequence::{Outcome, Sequence},
+    sequence::{Outcome, Request, Sequence},
 };
 use crate::metrics::Metrics;
 
@@ -49,7 +49,9 @@ pub(super) struct Worker<B: Backend> {
     /// In the order in which they came.
     running: Vec<Sequence<B>>,
     /// Running requests that gave their memory to older ones, in the same order.
-    aside: Vec<Sequence<B>>,
+    aside: Vec<Request>,
+    /// Bytes that were in use when the device had no more, though the limit is higher.
+    found_bytes: Option<u64>,
     /// Ended requests whose clients have not taken all yet.
     leaving: Vec<Outbox>,
     pace: Pace,
@@ -79,6 +81,7 @@ impl<B: Backend> Worker<B> {
             pool: Pool::new(),
             running: Vec::new(),
             aside: Vec::new(),
+            found_bytes: None,
             leaving: Vec::new(),
             closing: None,
         }
@@ -117,6 +120,7 @@ impl<B: Backend> Worker<B> {
                 }
             } else {
                 self.publish_load();
+                self.found_bytes = None;
                 match self.messages.recv_timeout(IDLE) {
                     Ok(message) => message,
                     Err(RecvTimeoutError::Timeout) => continue,
@@ -149,15 +153,15 @@ impl<B: Backend> Worker<B> {
         let stall = self.limits.stall;
         let closing = self.closing.is_some_and(|until| until <= now);
         for index in (0..self.running.len()).rev() {
-            if let Some(end) = due_end(&mut self.running[index], now, stall, closing) {
+            if let Some(end) = due_end(&mut self.running[index].request, now, stall, closing) {
                 let sequence = self.running.remove(index);
-                self.end(sequence, end);
+                self.end_and_keep(sequence, end);
             }
         }
         for index in (0..self.aside.len()).rev() {
             if let Some(end) = due_end(&mut self.aside[index], now, stall, closing) {
-                let sequence = self.aside.remove(index);
-                self.end(sequence, end);
+                let request = self.aside.remove(index);
+                self.end(request, end);
             }
         }
         self.leaving.retain_mut(|outbox| {
@@ -170,11 +174,13 @@ impl<B: Backend> Worker<B> {
     /// is a place and memory for them.
     fn admit(&mut self) {
         while let Some(next) = self.aside.first() {
-            if !self.has_room(self.reserved_bytes(next)) {
+            if !self.has_room((self.session_bytes)(next.pending() + USUAL_ANSWER)) {
                 break;
             }
-            let sequence = self.aside.remove(0);
-            self.run_sequence(sequence);
+            let request = self.aside.remove(0);
+            if !self.resume(request) {
+                break;
+            }
         }
         while self.aside.is_empty() && self.running.len() < self.limits.running {
             let Some(next) = self.queue.peek() else { break };
@@ -183,8 +189,9 @@ impl<B: Backend> Worker<B> {
             if !self.has_room(needed) {
                 break;
             }
-            if let Some(request) = self.queue.pop() {
-                self.begin(request, self.running_bytes() + needed);
+            let reserved = self.running_bytes() + needed;
+            if !self.queue.pop().is_some_and(|request| self.begin(request, reserved)) {
+                break;
             }
         }
         self.publish_load();
@@ -192,7 +199,12 @@ impl<B: Backend> Worker<B> {
 
     /// Whether a request that needs so much may run with the others; one alone always may.
     fn has_room(&self, needed: u64) -> bool {
-        self.running.is_empty() || self.running_bytes() + needed <= self.limits.kv_bytes
+        self.running.is_empty() || self.running_bytes() + needed <= self.kv_bytes()
+    }
+
+    /// Bytes of KV state that there may be.
+    fn kv_bytes(&self) -> u64 {
+        self.found_bytes.unwrap_or(u64::MAX).min(self.limits.kv_bytes)
     }
 
     fn running_bytes(&self) -> u64 {
@@ -201,7 +213,8 @@ impl<B: Backend> Worker<B> {
 
     /// Puts a request among the running ones.
     fn run_sequence(&mut self, sequence: Sequence<B>) {
-        let place = self.running.partition_point(|other| other.since <= sequence.since);
+        let place =
+            self.running.partition_point(|other| other.request.since <= sequence.request.since);
         self.running.insert(place, sequence);
     }
 
@@ -212,24 +225,72 @@ impl<B: Backend> Worker<B> {
             + sequence.live.checkpoint_bytes() as u64
     }
 
-    fn begin(&mut self, request: Submitted, reserved: u64) {
-        self.load.waiting.fetch_sub(1, Ordering::Relaxed);
-        let idle = self.pool.bytes() as u64;
-        let room = idle + reserved <= self.limits.kv_bytes;
-        let running: Vec<_> = self.running.iter().map(|sequence| &sequence.live).collect();
-        let prompt = &request.job.prompt;
-        let start = self.pool.start(&self.engine, &self.tokenizer, prompt, &running, room);
+    /// Begins a request; false if it has to wait.
+    fn begin(&mut self, request: Submitted, reserved: u64) -> bool {
+        let start = self.with_room(|worker| {
+            let room = worker.pool.bytes() as u64 + reserved <= worker.kv_bytes();
+            let running: Vec<_> = worker.running.iter().map(|sequence| &sequence.live).collect();
+            let (engine, tokenizer) = (&worker.engine, &*worker.tokenizer);
+            worker.pool.start(engine, tokenizer, &request.job.prompt, &running, room)
+        });
         match start {
             Ok(start) => {
-                self.metrics.prompt(prompt.len(), start.covered, start.source);
+                self.load.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.metrics.prompt(request.job.prompt.len(), start.covered, start.source);
                 self.metrics.queue_seconds.observe(request.since.elapsed().as_secs_f64());
                 let context = self.limits.context;
                 let sequence = Sequence::new(request, start, context, &self.tokenizer);
                 self.run_sequence(sequence);
+                true
             }
-            Err(error) => {
-                let mut outbox = Outbox::new(request.events);
-                outbox.push(Event::Failed(Failure::Engine(error.to_string())));
+            Err(Some(failure)) => {
+                self.refuse(request, failure);
+                true
+            }
+            Err(None) => {
+                self.queue.put_back(request);
+                false
+            }
+        }
+    }
+
+    /// Goes on with a request that was set aside; false if it has to wait longer.
+    fn resume(&mut self, request: Request) -> bool {
+        match self.with_room(|worker| LiveSession::empty(&worker.engine)) {
+            Ok(live) => {
+                self.run_sequence(Sequence::resume(request, live));
+                true
+            }
+            Err(Some(failure)) => {
+                self.end(request, Some(Event::Failed(failure)));
+                true
+            }
+            Err(None) => {
+                self.aside.insert(0, request);
+                false
+            }
+        }
+    }
+
+    /// Makes something that the device must have room for. If it has none, idle sessions go; if
+    /// that does not help, there is a failure, or nothing if running requests may leave some.
+    fn with_room<T>(
+        &mut self,
+        mut make: impl FnMut(&mut Self) -> Result<T, BackendError>,
+    ) -> Result<T, Option<Failure>> {
+        loop {
+            let error = match make(self) {
+                Ok(made) => return Ok(made),
+                Err(error) => error,
+            };
+            if error.is_fatal() {
+                self.give_up(&error);
+                return Err(Some(Failure::Fatal(error.to_string())));
+            }
+            if !self.evict() {
+                self.note_full_memory();
+                let alone = self.running.is_empty();
+                return Err(alone.then(|| Failure::Memory(error.to_string())));
             }
         }
     }
@@ -237,44 +298,57 @@ impl<B: Backend> Worker<B> {
     /// Drops idle sessions, and if that is not enough sets the newest requests aside, until what
     /// is used fits into memory. The oldest request always goes on.
     fn make_room(&mut self) {
-        loop {
-            let running: usize = self.running.iter().map(|s| s.live.bytes(&self.engine)).sum();
-            let used = running + self.pool.bytes();
-            if used as u64 <= self.limits.kv_bytes {
-                break;
-            }
-            if self.pool.evict() {
-                self.metrics.evicted.inc();
+        while self.used_bytes() > self.kv_bytes() {
+            if self.evict() {
                 continue;
             }
             if self.running.len() < 2 {
                 break;
             }
-            let Some(sequence) = self.running.pop() else { break };
-            self.set_aside(sequence);
+            self.set_aside(self.running.len() - 1);
         }
     }
 
-    /// Takes a request's memory away; its tokens are computed again when there is room.
-    fn set_aside(&mut self, mut sequence: Sequence<B>) {
-        match LiveSession::empty(&self.engine) {
-            Ok(empty) => {
-                self.metrics.set_aside.inc();
-                sequence.outbox.flush();
-                sequence.set_aside(empty);
-                self.aside.insert(0, sequence);
-            }
-            Err(error) => {
-                self.end(sequence, Some(Event::Failed(Failure::Engine(error.to_string()))));
-            }
+    /// Bytes of KV state that there are.
+    fn used_bytes(&self) -> u64 {
+        let running: usize = self.running.iter().map(|s| s.live.bytes(&self.engine)).sum();
+        (running + self.pool.bytes()) as u64
+    }
+
+    /// Drops the longest unused session, if there is one.
+    fn evict(&mut self) -> bool {
+        let evicted = self.pool.evict();
+        if evicted {
+            self.metrics.evicted.inc();
         }
+        evicted
+    }
+
+    /// No more than now is going to fit onto the device.
+    fn note_full_memory(&mut self) {
+        let used = self.used_bytes();
+        tracing::warn!(
+            used,
+            limit = self.limits.kv_bytes,
+            "the device has less memory than allowed"
+        );
+        self.found_bytes = Some(used);
+    }
+
+    /// Takes a request's memory away; its tokens are computed again when there is room.
+    fn set_aside(&mut self, index: usize) {
+        self.metrics.set_aside.inc();
+        let mut request = self.running.remove(index).set_aside();
+        request.outbox.flush();
+        let place = self.aside.partition_point(|other| other.since <= request.since);
+        self.aside.insert(place, request);
     }
 
     /// One step of the engine; false if there was nothing to compute.
     fn step(&mut self) -> bool {
         let planned = self.plan();
         if planned.indices.is_empty() {
-            self.running.iter_mut().for_each(|sequence| sequence.outbox.flush());
+            self.running.iter_mut().for_each(|sequence| sequence.request.outbox.flush());
             return false;
         }
         let (result, time) = self.compute(&planned.indices);
@@ -282,7 +356,7 @@ impl<B: Backend> Worker<B> {
         self.metrics.step(planned.answers, planned.prompt_tokens, time);
         match result {
             Ok(logits) => self.take_in(&planned.indices, &logits),
-            Err(error) => self.fail(&planned.indices, &error),
+            Err(error) => self.failed(&planned.indices, error),
         }
         true
     }
@@ -315,7 +389,7 @@ impl<B: Backend> Worker<B> {
         let mut plan = Plan::default();
         let mut prompts = Vec::new();
         for (index, sequence) in self.running.iter_mut().enumerate() {
-            if sequence.outbox.held_since().is_some() {
+            if sequence.request.outbox.held_since().is_some() {
                 continue;
             }
             if sequence.prompt_left() > 0 {
@@ -367,32 +441,80 @@ impl<B: Backend> Worker<B> {
         for (index, outcome) in indices.iter().zip(outcomes).rev() {
             if let Outcome::Ended(event) = outcome {
                 let sequence = self.running.remove(*index);
-                self.end(sequence, Some(event));
+                self.end_and_keep(sequence, Some(event));
             }
         }
     }
 
-    /// After a failed step its sessions are unusable.
-    fn fail(&mut self, indices: &[usize], error: &StepError) {
-        tracing::error!(%error, requests = indices.len(), "a step failed");
-        for index in indices.iter().rev() {
-            let mut sequence = self.running.remove(*index);
-            sequence.outbox.push(Event::Failed(Failure::Engine(error.to_string())));
-            self.leave(sequence.outbox);
+    /// A step failed. Who asks for more memory than there is waits or fails alone.
+    fn failed(&mut self, indices: &[usize], error: StepError) {
+        match error {
+            StepError::NoRoom { work, reason } => {
+                self.note_full_memory();
+                if self.evict() {
+                    return;
+                }
+                if self.running.len() > 1 {
+                    self.set_aside(self.running.len() - 1);
+                } else {
+                    self.fail(&indices[work..=work], &Failure::Memory(reason));
+                }
+            }
+            StepError::Backend(BackendError::OutOfMemory(reason)) => {
+                self.note_full_memory();
+                let alone = self.running.len() == 1;
+                let easier = self.pace.halve() | self.evict();
+                if alone && !easier {
+                    return self.fail(indices, &Failure::Memory(reason));
+                }
+                // What the step's sessions hold is incomplete.
+                indices.iter().rev().for_each(|index| self.set_aside(*index));
+            }
+            StepError::Backend(error) => self.give_up(&error),
+            error => self.fail(indices, &Failure::Engine(error.to_string())),
         }
     }
 
+    /// Ends requests whose sessions are of no use.
+    fn fail(&mut self, indices: &[usize], failure: &Failure) {
+        tracing::error!(%failure, requests = indices.len(), "a step failed");
+        for index in indices.iter().rev() {
+            let sequence = self.running.remove(*index);
+            self.end(sequence.request, Some(Event::Failed(failure.clone())));
+        }
+    }
+
+    /// Nothing can be computed any more: says so to everyone, and ends.
+    fn give_up(&mut self, error: &BackendError) {
+        tracing::error!(%error, "nothing can be computed any more");
+        self.load.set_fatal(error.to_string());
+        let failure = Failure::Fatal(error.to_string());
+        let running = self.running.drain(..).map(|sequence| sequence.request);
+        for request in running.chain(self.aside.drain(..)).collect::<Vec<_>>() {
+            self.end(request, Some(Event::Failed(failure.clone())));
+        }
+        for request in self.queue.remove(|_| true) {
+            self.refuse(request, failure.clone());
+        }
+        self.closing = Some(Instant::now());
+    }
+
     /// Ends a request and keeps its session; without an event its client is gone.
-    fn end(&mut self, mut sequence: Sequence<B>, event: Option<Event>) {
+    fn end_and_keep(&mut self, sequence: Sequence<B>, event: Option<Event>) {
+        self.end(sequence.request, event);
+        self.pool.keep(&self.engine, sequence.live);
+    }
+
+    /// Ends a request; without an event its client is gone.
+    fn end(&mut self, mut request: Request, event: Option<Event>) {
         if let Some(event) = event {
-            self.metrics.ended(&event, sequence.since.elapsed());
-            sequence.outbox.push(event);
+            self.metrics.ended(&event, request.since.elapsed());
+            request.outbox.push(event);
         } else {
             self.metrics.cancelled.inc();
         }
-        self.note_duration(sequence.since.elapsed());
-        self.leave(sequence.outbox);
-        self.pool.keep(&self.engine, sequence.live);
+        self.note_duration(request.since.elapsed());
+        self.leave(request.outbox);
     }
 
     fn leave(&mut self, outbox: Outbox) {
@@ -423,20 +545,20 @@ impl<B: Backend> Worker<B> {
 }
 
 /// Whether a request must end, and with what; with nothing if its client is gone.
-fn due_end<B: Backend>(
-    sequence: &mut Sequence<B>,
+fn due_end(
+    request: &mut Request,
     now: Instant,
     stall: Duration,
     closing: bool,
 ) -> Option<Option<Event>> {
-    if sequence.outbox.held_since().is_some() {
-        sequence.outbox.flush();
+    if request.outbox.held_since().is_some() {
+        request.outbox.flush();
     }
-    let failure = if sequence.outbox.is_closed() {
+    let failure = if request.outbox.is_closed() {
         return Some(None);
-    } else if sequence.outbox.is_stalled(now, stall) {
+    } else if request.outbox.is_stalled(now, stall) {
         Failure::Stalled
-    } else if sequence.deadline.is_some_and(|at| at <= now) {
+    } else if request.deadline.is_some_and(|at| at <= now) {
         Failure::Deadline
     } else if closing {
         Failure::ShuttingDown

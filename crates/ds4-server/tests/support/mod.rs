@@ -14,9 +14,9 @@ use std::{
 use ds4_cpu::{CpuBackend, Kernels};
 use ds4_engine::{Backend, Engine, rows::CacheRounding};
 use ds4_model::{Model, profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
-use ds4_server::{HttpLimits, Monitor, SchedulerLimits, Server, ServerConfig};
+use ds4_server::{HttpLimits, Monitor, SchedulerLimits, ServeError, Server, ServerConfig};
 use gguf::GgufFile;
-use scripted::{Scripted, Timing, Work};
+use scripted::{Capacity, Scripted, Timing, Work};
 use tokio::sync::oneshot;
 
 static TINY: &[u8] = include_bytes!("../../../../models/tiny/tiny-b-q2.gguf");
@@ -61,7 +61,7 @@ pub struct Running {
     pub address: SocketAddr,
     pub monitor: Monitor,
     stop: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Option<std::thread::JoinHandle<Result<(), ServeError>>>,
 }
 
 impl Running {
@@ -79,6 +79,12 @@ impl Running {
     /// The same with a backend that takes its time.
     pub fn timed(config: ServerConfig, timing: Timing) -> Running {
         Running::start(Engine::new(Scripted::new(&model(), tokenizer(), timing)), config)
+    }
+
+    /// The same with a device that has memory for little.
+    pub fn on_a_device_of(config: ServerConfig, capacity: Capacity) -> Running {
+        let backend = Scripted::new(&model(), tokenizer(), Timing::default());
+        Running::start(Engine::new(backend.on_a_device_of(capacity)), config)
     }
 
     /// The same with another tokenizer, and a view of what the backend does.
@@ -109,17 +115,22 @@ impl Running {
             let stopped = async move {
                 let _ = stopped.await;
             };
-            runtime.block_on(server.run(stopped)).unwrap();
+            runtime.block_on(server.run(stopped))
         };
         let thread = Some(std::thread::spawn(serve));
         Running { address, monitor, stop: Some(stop), thread }
     }
 
     /// What becomes of a server that is to end at once.
-    pub fn briefly(config: ServerConfig) -> std::io::Result<()> {
+    pub fn briefly(config: ServerConfig) -> Result<(), ServeError> {
         let engine = Engine::new(Scripted::new(&model(), tokenizer(), Timing::default()));
         let server = bind(engine, tokenizer(), config);
         ds4_server::runtime().unwrap().block_on(server.run(std::future::ready(())))
+    }
+
+    /// Waits for a server that ends by itself, and says why it did.
+    pub fn ended(mut self) -> Result<(), ServeError> {
+        self.thread.take().unwrap().join().expect("the server panicked")
     }
 
     /// Tells the server to end.
@@ -146,7 +157,8 @@ impl Drop for Running {
         self.stop();
         if let Some(thread) = self.thread.take() {
             let ended = thread.join();
-            assert!(ended.is_ok() || std::thread::panicking(), "the server panicked");
+            let well = matches!(ended, Ok(Ok(())));
+            assert!(well || std::thread::panicking(), "the server ended badly: {ended:?}");
         }
     }
 }

@@ -4,7 +4,10 @@
 //! script, however it was split into tokens; after the script, or off it, the turn ends.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -106,6 +109,32 @@ pub struct Timing {
     pub prompt_token: Duration,
 }
 
+/// What the backend has memory for.
+#[derive(Debug, Clone, Copy)]
+pub struct Capacity {
+    /// Tokens of all caches together.
+    pub tokens: usize,
+    /// Tokens of a step.
+    pub step: usize,
+}
+
+/// The cache of a session: its tokens, and how many there is room for.
+pub struct Cache {
+    tokens: Vec<TokenId>,
+    room: usize,
+    /// Tokens that there is room for in all caches together.
+    taken: Arc<AtomicUsize>,
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(self.room, Ordering::Relaxed);
+    }
+}
+
+/// Tokens that a cache gets room for at once.
+const ROOM: usize = 64;
+
 /// What the backend has done; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Work(Arc<Mutex<Option<Done>>>);
@@ -197,13 +226,21 @@ pub struct Scripted {
     config: Config,
     tokenizer: Arc<Tokenizer>,
     timing: Timing,
+    capacity: Capacity,
+    taken: Arc<AtomicUsize>,
     work: Option<Work>,
 }
 
 impl Scripted {
     pub fn new(model: &Model, tokenizer: Arc<Tokenizer>, timing: Timing) -> Self {
         let config = Config { vocab: tokenizer.len(), ..model.config.clone() };
-        Scripted { config, tokenizer, timing, work: None }
+        let capacity = Capacity { tokens: usize::MAX, step: usize::MAX };
+        Scripted { config, tokenizer, timing, capacity, taken: Arc::default(), work: None }
+    }
+
+    /// The same on a smaller device.
+    pub fn on_a_device_of(self, capacity: Capacity) -> Self {
+        Scripted { capacity, ..self }
     }
 
     /// The same, and it notes what it does.
@@ -242,7 +279,7 @@ pub struct Rows {
 
 impl Backend for Scripted {
     type Activations = Rows;
-    type Cache = Vec<TokenId>;
+    type Cache = Cache;
 
     fn config(&self) -> &Config {
         &self.config
@@ -256,15 +293,30 @@ impl Backend for Scripted {
         [0; 32]
     }
 
-    fn new_cache(&self) -> StageResult<Self::Cache> {
-        Ok(Vec::new())
+    fn new_cache(&self) -> StageResult<Cache> {
+        let mut cache = Cache { tokens: Vec::new(), room: 0, taken: self.taken.clone() };
+        self.reserve(&mut cache, ROOM)?;
+        Ok(cache)
     }
 
-    fn cache_bytes(&self, cache: &Self::Cache) -> usize {
-        cache.len() * 4096
+    fn cache_bytes(&self, cache: &Cache) -> usize {
+        cache.tokens.len() * 4096
+    }
+
+    fn reserve(&self, cache: &mut Cache, tokens: usize) -> StageResult {
+        let more = tokens.next_multiple_of(ROOM).saturating_sub(cache.room);
+        if self.taken.load(Ordering::Relaxed) + more > self.capacity.tokens {
+            return Err(BackendError::OutOfMemory(format!("no room for {tokens} tokens")));
+        }
+        self.taken.fetch_add(more, Ordering::Relaxed);
+        cache.room += more;
+        Ok(())
     }
 
     fn embed(&self, batch: &Batch) -> StageResult<Rows> {
+        if batch.tokens.len() > self.capacity.step {
+            return Err(BackendError::OutOfMemory("no room for activations".to_owned()));
+        }
         let prompt_tokens = batch.tokens.len() - batch.decode_rows;
         let pause = self.timing.step + self.timing.prompt_token * prompt_tokens as u32;
         match &self.work {
@@ -282,23 +334,11 @@ impl Backend for Scripted {
         Ok(())
     }
 
-    fn compress(
-        &self,
-        _: usize,
-        _: &Batch,
-        _: &mut Rows,
-        _: &mut [&mut Vec<TokenId>],
-    ) -> StageResult {
+    fn compress(&self, _: usize, _: &Batch, _: &mut Rows, _: &mut [&mut Cache]) -> StageResult {
         Ok(())
     }
 
-    fn select_rows(
-        &self,
-        _: usize,
-        _: &Batch,
-        _: &mut Rows,
-        _: &mut [&mut Vec<TokenId>],
-    ) -> StageResult {
+    fn select_rows(&self, _: usize, _: &Batch, _: &mut Rows, _: &mut [&mut Cache]) -> StageResult {
         Ok(())
     }
 
@@ -307,10 +347,11 @@ impl Backend for Scripted {
         layer: usize,
         batch: &Batch,
         x: &mut Rows,
-        caches: &mut [&mut Vec<TokenId>],
+        caches: &mut [&mut Cache],
     ) -> StageResult {
         for span in batch.spans.iter().filter(|_| layer == 0) {
-            let cache = &mut *caches[span.session];
+            assert!(caches[span.session].room >= span.start + span.rows.len(), "no room was made");
+            let cache = &mut caches[span.session].tokens;
             assert_eq!(cache.len(), span.start, "the cache is not where the session stands");
             for row in span.rows.clone() {
                 cache.push(x.tokens[row]);
@@ -353,13 +394,14 @@ impl Backend for Scripted {
         Ok(logits)
     }
 
-    fn rewind(&self, cache: &mut Vec<TokenId>, position: usize) {
-        cache.truncate(position);
+    fn rewind(&self, cache: &mut Cache, position: usize) {
+        cache.tokens.truncate(position);
     }
 
     /// The tokens travel in the window of the first layer.
-    fn frontier(&self, cache: &Vec<TokenId>, position: usize) -> StageResult<Frontier> {
-        let window = cache[..position].iter().flat_map(|token| token.to_le_bytes()).collect();
+    fn frontier(&self, cache: &Cache, position: usize) -> StageResult<Frontier> {
+        let window =
+            cache.tokens[..position].iter().flat_map(|token| token.to_le_bytes()).collect();
         let layer = || LayerFrontier {
             window: Vec::new(),
             compressor: Default::default(),
@@ -370,18 +412,19 @@ impl Backend for Scripted {
         Ok(Frontier { position, layers })
     }
 
-    fn set_frontier(&self, cache: &mut Vec<TokenId>, frontier: &Frontier) -> StageResult {
+    fn set_frontier(&self, cache: &mut Cache, frontier: &Frontier) -> StageResult {
+        self.reserve(cache, frontier.position)?;
         let tokens = frontier.layers[0].window.chunks_exact(4);
-        *cache = tokens.map(|b| TokenId::from_le_bytes(b.try_into().unwrap())).collect();
-        cache.truncate(frontier.position);
+        cache.tokens = tokens.map(|b| TokenId::from_le_bytes(b.try_into().unwrap())).collect();
+        cache.tokens.truncate(frontier.position);
         Ok(())
     }
 
-    fn layer_rows(&self, _: &Vec<TokenId>, _: usize) -> StageResult<LayerRows> {
+    fn layer_rows(&self, _: &Cache, _: usize) -> StageResult<LayerRows> {
         Ok(LayerRows::default())
     }
 
-    fn set_layer_rows(&self, _: &mut Vec<TokenId>, _: usize, _: &LayerRows) -> StageResult {
+    fn set_layer_rows(&self, _: &mut Cache, _: usize, _: &LayerRows) -> StageResult {
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use directories::ProjectDirs;
+use ds4_engine::{BackendError, StepError};
 use ds4_model::{chat::Dialogue, profile::Thinking};
 use rustyline::{Config, DefaultEditor, error::ReadlineError};
 
@@ -49,18 +50,29 @@ pub fn run(
     }
     terminal::note("/help lists commands, Ctrl-D leaves.");
     let mut repl = Repl { conversation, system, thinking };
+    let mut ended = Ok(ExitCode::SUCCESS);
     while let Some(line) = read_line(&mut editor)? {
         interrupt::reset();
         match repl.handle(line.trim()) {
             Ok(true) => {}
             Ok(false) => break,
+            Err(error) if is_fatal(&error) => {
+                ended = Err(error);
+                break;
+            }
             Err(error) => terminal::print_error(&error),
         }
     }
     if let Some(file) = &history {
         save_history(&mut editor, file);
     }
-    Ok(ExitCode::SUCCESS)
+    ended
+}
+
+/// Whether no further answer can be computed.
+fn is_fatal(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<StepError>().is_some_and(StepError::is_fatal)
+        || error.downcast_ref::<BackendError>().is_some_and(BackendError::is_fatal)
 }
 
 struct Repl {
