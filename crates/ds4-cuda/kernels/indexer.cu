@@ -1,14 +1,20 @@
 // The indexer: scores of all visible index keys for a query, and the best rows.
 //
-// Queries with at most top_k visible rows attend to all of them and need neither.
+// Blocks share a query's keys, and the last of them to arrive chooses. Queries with at most top_k
+// visible rows attend to all of them and need neither.
 
 #include "rows.cuh"
 
 #define CSA_RATIO 4
-// Threads of a scoring block, at most.
-#define SCORE_THREADS 512
+// Threads of a block, at most.
+#define MOST_THREADS 512
+#define MOST_WARPS (MOST_THREADS / WARP)
 // Query heads that a warp loads before it prepares the first, to wait for memory once.
 #define HEADS_AHEAD 4
+// Warps that share a tile of keys, each with a part of the heads, where there are few keys: then
+// most warps had nothing to do. With more, decoding the keys several times takes longer.
+#define HEAD_PARTS 4
+#define FEW_KEYS 4096
 // Keys that a warp scores at a time.
 #define KEY_TILE 32
 // Elements of a query or key that one lane of a quad multiplies: those of one FP4 scale.
@@ -16,9 +22,6 @@
 // FP4 keys are decoded to 2^-8 of their values: a half then holds every scale from 2^-20 to 2^9,
 // and an RMS-normed key needs no other.
 #define KEY_SHIFT 8
-#define SELECT_THREADS 1024
-#define RADIX_BITS 11
-#define RADIX_BINS (1 << RADIX_BITS)
 
 __device__ inline u32 visible_index_rows(const Step& step, u32 row) {
     return (step.position[row] + 1) / CSA_RATIO;
@@ -33,15 +36,13 @@ __device__ inline float4 load_query(const float* queries, u32 head, u32 heads, u
 // One query head, prepared by a warp: rotated, rounded as keys are, and laid out as the B operand.
 //
 // Both operands permute the 128 elements alike, so that a lane's share of a key is contiguous:
-// lane t of a quad has elements 32t to 32t + 31, in pairs (e, e + 4).
-__device__ inline void prepare_query(float4 v, const float2* rotations, int rounding, u32 head,
-                                     u32 lane, uint4* fragments) {
+// lane t of a quad has elements 32t to 32t + 31, in pairs (e, e + 4). `rotations` are those of the
+// lane's two pairs: none for lanes before the rotary part.
+__device__ inline void prepare_query(float4 v, const float2 (&rotations)[2], int rounding, u32 head,
+                                     bool stored, u32 lane, uint4* fragments) {
     float x[4] = {v.x, v.y, v.z, v.w};
-    u32 rotary = (INDEX_DIM - ROPE_DIM) / 4;
-    if (lane >= rotary) {
-        rotate(x[0], x[1], rotations[2 * (lane - rotary)]);
-        rotate(x[2], x[3], rotations[2 * (lane - rotary) + 1]);
-    }
+    rotate(x[0], x[1], rotations[0]);
+    rotate(x[2], x[3], rotations[1]);
     if (rounding) round_index_query(x, lane);
     float y[4];
     for (int i = 0; i < 4; ++i) y[i] = __shfl_xor_sync(FULL_WARP, x[i], 1);
@@ -50,7 +51,7 @@ __device__ inline void prepare_query(float4 v, const float2* rotations, int roun
                       : make_uint2(pack_half2(x[0], y[0]), pack_half2(x[1], y[1]));
     u32 quad_lane = lane / 8, pair = lane % 8 / 2;
     uint4* to = fragments + (head / 8 * 4 + pair) * WARP + head % 8 * 4 + quad_lane;
-    ((uint2*)to)[odd] = pairs;
+    if (stored) ((uint2*)to)[odd] = pairs;
 }
 
 // A lane's QUAD_PART elements of a key as halves, in pairs (e, e + 4); zeros for no key.
@@ -86,16 +87,57 @@ __device__ inline void load_key(const u8* key, u32 quad_lane, int rounding, u32 
     }
 }
 
-// Sum over the heads of weight · max(0, q·k) for the lane's keys: g and g + 8 of each half tile.
-__device__ inline void score_keys(const u32 (&keys)[4][16], const uint4* fragments,
-                                  const float* weights, u32 head_tiles, u32 lane,
-                                  float (&sums)[4]) {
+// A query's heads as halves, and their weights, in shared memory: 256 bytes a head and 4 for its
+// weight, heads padded to a multiple of 8.
+struct Query {
+    uint4* fragments;
+    float* weights;
+    u32 head_tiles;
+
+    __device__ Query(u32 heads) {
+        head_tiles = (heads + 7) / 8;
+        fragments = dynamic_shared;
+        weights = (float*)(fragments + head_tiles * 4 * WARP);
+    }
+};
+
+// Prepares a query from its raw products; for all threads of the block.
+__device__ inline void prepare_heads(const Query& query, const float* raw, const float* weights,
+                                     const float2* rotations, u32 heads, int rounding) {
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    u32 rotary = (INDEX_DIM - ROPE_DIM) / 4;
+    float2 own[2] = {make_float2(1, 0), make_float2(1, 0)};
+    if (lane >= rotary) {
+        own[0] = rotations[2 * (lane - rotary)], own[1] = rotations[2 * (lane - rotary) + 1];
+    }
+    float unit = 1.0f / sqrtf((float)(INDEX_DIM * heads)) * (rounding ? 1 << KEY_SHIFT : 1);
+    for (u32 head = threadIdx.x; head < query.head_tiles * 8; head += blockDim.x) {
+        query.weights[head] = head < heads ? unit * weights[head] : 0;
+    }
+    for (u32 first = warp; first < query.head_tiles * 8; first += HEADS_AHEAD * warps) {
+        float4 v[HEADS_AHEAD];
+#pragma unroll
+        for (u32 i = 0; i < HEADS_AHEAD; ++i) v[i] = load_query(raw, first + i * warps, heads, lane);
+#pragma unroll
+        for (u32 i = 0; i < HEADS_AHEAD; ++i) {
+            u32 head = first + i * warps;
+            bool stored = head < query.head_tiles * 8;
+            prepare_query(v[i], own, rounding, head, stored, lane, query.fragments);
+        }
+    }
+    __syncthreads();
+}
+
+// Sum over some tiles of heads of weight · max(0, q·k) for the lane's keys: g and g + 8 of each half
+// tile.
+__device__ inline void score_keys(const u32 (&keys)[4][16], const Query& query, u32 first_tile,
+                                  u32 end_tile, u32 lane, float (&sums)[4]) {
     for (int i = 0; i < 4; ++i) sums[i] = 0;
-    for (u32 j = 0; j < head_tiles; ++j) {
+    for (u32 j = first_tile; j < end_tile; ++j) {
         float d[2][4] = {};
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
-            uint4 q = fragments[(j * 4 + w) * WARP + lane];
+            uint4 q = query.fragments[(j * 4 + w) * WARP + lane];
 #pragma unroll
             for (int m = 0; m < 2; ++m) {
                 const u32(&low)[16] = keys[2 * m];
@@ -106,7 +148,7 @@ __device__ inline void score_keys(const u32 (&keys)[4][16], const uint4* fragmen
                 mma(d[m], second, q.z, q.w);
             }
         }
-        float2 weight = *(const float2*)(weights + j * 8 + lane % 4 * 2);
+        float2 weight = *(const float2*)(query.weights + j * 8 + lane % 4 * 2);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
             sums[2 * m] += weight.x * fmaxf(d[m][0], 0) + weight.y * fmaxf(d[m][1], 0);
@@ -119,65 +161,58 @@ __device__ inline void score_keys(const u32 (&keys)[4][16], const uint4* fragmen
     }
 }
 
-// scores [gridDim.y, stride] of the visible keys of the rows from `first_row`.
-//
-// `queries` are raw products [n, query_stride], `head_weights` [n, weight_stride] likewise. Shared
-// memory: 256 bytes a head and 4 for its weight, heads padded to a multiple of 8.
-extern "C" __global__ void __launch_bounds__(SCORE_THREADS, 1) index_scores(
-    Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 heads,
-    u32 top_k, const float* queries, u32 query_stride, const float* head_weights, u32 weight_stride,
-    const float2* rotations, int rounding, float* scores, u32 stride) {
-    wait_for_dependencies();
-    launch_dependents();
-    u32 row = first_row + blockIdx.y, visible = visible_index_rows(step, row);
+// The index keys that a row sees.
+struct VisibleKeys {
+    const u8* rows;
+    u32 bytes;
+    u32 count;
+
+    __device__ const u8* operator[](u32 i) const {
+        return i < count ? rows + (u64)i * bytes : nullptr;
+    }
+};
+
+// Scores of the block's share of the keys: tile by tile, `parts` warps to each.
+__device__ inline void score_share(const Query& query, const VisibleKeys& keys, u32 parts,
+                                   int rounding, float* scores) {
+    __shared__ float sums_of_parts[MOST_WARPS][KEY_TILE];
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
-    u32 first = blockIdx.x * warps * KEY_TILE;
-    if (visible <= top_k || first >= visible) return;
-
-    u32 head_tiles = (heads + 7) / 8;
-    uint4* fragments = dynamic_shared;
-    float* weights = (float*)(fragments + head_tiles * 4 * WARP);
-    const float* query = queries + (u64)row * query_stride;
-    for (u32 first_head = warp; first_head < head_tiles * 8; first_head += HEADS_AHEAD * warps) {
-        float4 raw[HEADS_AHEAD];
-#pragma unroll
-        for (u32 i = 0; i < HEADS_AHEAD; ++i) {
-            raw[i] = load_query(query, first_head + i * warps, heads, lane);
-        }
-#pragma unroll
-        for (u32 i = 0; i < HEADS_AHEAD; ++i) {
-            u32 head = first_head + i * warps;
-            if (head >= head_tiles * 8) break;
-            prepare_query(raw[i], rotations + row * PAIRS, rounding, head, lane, fragments);
-        }
-    }
-    float unit = 1.0f / sqrtf((float)(INDEX_DIM * heads)) * (rounding ? 1 << KEY_SHIFT : 1);
-    for (u32 head = threadIdx.x; head < head_tiles * 8; head += blockDim.x) {
-        weights[head] = head < heads ? unit * head_weights[(u64)row * weight_stride + head] : 0;
-    }
-    __syncthreads();
-
-    const u8* rows = layer_cache(caches, step.session[row], layer, layers).index_keys;
-    u32 bytes = index_row_bytes(rounding);
-    float* out = scores + (u64)blockIdx.y * stride;
-    for (u32 tile = first + warp * KEY_TILE; tile < visible;
-         tile += gridDim.x * warps * KEY_TILE) {
-        u32 keys[4][16];
+    u32 part = warp % parts, tiles = warps / parts;
+    u32 share = (query.head_tiles + parts - 1) / parts, first_tile = part * share;
+    u32 end_tile = min(first_tile + share, query.head_tiles);
+    for (u32 base = blockIdx.x * tiles * KEY_TILE; base < keys.count;
+         base += gridDim.x * tiles * KEY_TILE) {
+        u32 tile = base + warp / parts * KEY_TILE;
+        u32 decoded[4][16];
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
-            u32 key = tile + i * 8 + lane / 4;
-            const u8* stored = key < visible ? rows + (u64)key * bytes : nullptr;
-            load_key(stored, lane % 4, rounding, keys[i]);
+            load_key(keys[tile + i * 8 + lane / 4], lane % 4, rounding, decoded[i]);
         }
         float sums[4];
-        score_keys(keys, fragments, weights, head_tiles, lane, sums);
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            u32 key = tile + i * 8 + lane / 4;
-            if (lane % 4 == 0 && key < visible) out[key] = sums[i];
+        score_keys(decoded, query, first_tile, end_tile, lane, sums);
+        // Lane 4·g + i writes the score of key g of the i-th eight.
+        float score = lane % 4 == 0 ? sums[0] : lane % 4 == 1 ? sums[1]
+                      : lane % 4 == 2 ? sums[2] : sums[3];
+        u32 own = lane % 4 * 8 + lane / 4;
+        if (parts > 1) {
+            sums_of_parts[warp][own] = score;
+            __syncthreads();
+            score = 0;
+            for (u32 p = 0; p < parts; ++p) score += sums_of_parts[warp + p - part][own];
+            __syncthreads();
         }
+        if (part == 0 && tile + own < keys.count) scores[tile + own] = score;
     }
 }
+
+// ---- Choosing ------------------------------------------------------------------------------------
+
+#define RADIX_BITS 11
+#define RADIX_BINS (1 << RADIX_BITS)
+// Scores that are compared with each other instead of counted.
+#define FEW_SCORES 256
+// Scores that a thread reads before it looks at the first.
+#define SCORES_AHEAD 8
 
 // Bits of a score in the order of scores; the two zeros are equal.
 __device__ inline u32 ordered(float score) {
@@ -185,24 +220,30 @@ __device__ inline u32 ordered(float score) {
     return bits ^ (bits & 0x80000000 ? 0xffffffff : 0x80000000);
 }
 
-// Scores that a thread reads before it looks at the first.
-#define SCORES_AHEAD 8
+__device__ inline float score_of(u32 ordered) {
+    return __uint_as_float(ordered ^ (ordered & 0x80000000 ? 0x80000000 : 0xffffffff));
+}
 
-// The scores of one query, the first `cached` of them in shared memory.
+// The scores of one query, and keys of 43 bits that are in the same order: 11 for the place between
+// the lowest and the highest score, so that counting the first digit spreads over all bins, then
+// the score's own.
 struct Scores {
-    const float* scores;
-    const float* cache;
-    u32 cached;
+    const float* at;
+    u32 count;
+    float low, per_unit;
 
-    __device__ float operator[](u32 i) const { return i < cached ? cache[i] : scores[i]; }
+    __device__ u64 key(float score) const {
+        // What is not a number goes to the lowest bin.
+        float bin = fminf(fmaxf((score - low) * per_unit, 0.0f), RADIX_BINS - 1.0f);
+        return (u64)(u32)bin << 32 | ordered(score);
+    }
 };
 
-// Calls use(i, whether i is below `end`, its ordered score) for i = begin + own and every step
-// from there, until whole batches from `begin` have passed `end`: as often in all threads that
-// begin alike.
+// Calls use(i, whether i is below `end`, its score) for i = begin + own and every step from there,
+// until whole batches from `begin` have passed `end`: as often in all threads that begin alike.
 // The reads of a batch are under way before the first is used.
 template <class Use>
-__device__ inline void each_score(const Scores& scores, u32 begin, u32 own, u32 end, u32 step,
+__device__ inline void each_score(const float* scores, u32 begin, u32 own, u32 end, u32 step,
                                   Use use) {
     for (u32 first = begin; first < end; first += SCORES_AHEAD * step) {
         float batch[SCORES_AHEAD];
@@ -214,86 +255,141 @@ __device__ inline void each_score(const Scores& scores, u32 begin, u32 own, u32 
 #pragma unroll
         for (u32 j = 0; j < SCORES_AHEAD; ++j) {
             u32 i = first + own + j * step;
-            use(i, i < end, ordered(batch[j]));
+            use(i, i < end, batch[j]);
         }
     }
 }
 
-// Sum over the threads before this one; `total` is that over all. SELECT_THREADS take part.
-__device__ inline u32 exclusive_sum(u32 x, u32* scratch, u32& total) {
-    u32 lane = threadIdx.x % WARP, sum = x;
-    for (u32 d = 1; d < WARP; d *= 2) {
-        u32 other = __shfl_up_sync(FULL_WARP, sum, d);
-        if (lane >= d) sum += other;
-    }
+// What the threads of a block share while they choose.
+struct Choosing {
+    u32 histogram[RADIX_BINS];
+    u32 warp_counts[2][MOST_WARPS];
+    u64 few[FEW_SCORES];
+    u32 few_rows[FEW_SCORES];
+    u32 few_count;
+};
+
+// Finds the range of the scores, and clears the histogram.
+__device__ inline Scores survey(const float* scores, u32 count, Choosing& shared) {
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    u32 low = 0xffffffff, high = 0;
+    each_score(scores, 0, threadIdx.x, count, blockDim.x, [&](u32, bool valid, float score) {
+        u32 own = ordered(score);
+        low = valid ? min(low, own) : low;
+        high = valid ? max(high, own) : high;
+    });
+    for (u32 b = threadIdx.x; b < RADIX_BINS; b += blockDim.x) shared.histogram[b] = 0;
+    low = __reduce_min_sync(FULL_WARP, low), high = __reduce_max_sync(FULL_WARP, high);
+    if (lane == 0) shared.warp_counts[0][warp] = low, shared.warp_counts[1][warp] = high;
     __syncthreads();
-    if (lane == WARP - 1) scratch[threadIdx.x / WARP] = sum;
-    __syncthreads();
-    u32 before = 0;
-    total = 0;
-    for (u32 w = 0; w < SELECT_THREADS / WARP; ++w) {
-        if (w < threadIdx.x / WARP) before += scratch[w];
-        total += scratch[w];
-    }
-    return before + sum - x;
+    u32 other = min(lane, warps - 1);
+    low = __reduce_min_sync(FULL_WARP, shared.warp_counts[0][other]);
+    high = __reduce_max_sync(FULL_WARP, shared.warp_counts[1][other]);
+    float range = score_of(high) - score_of(low);
+    return {scores, count, score_of(low), range > 0 ? (RADIX_BINS - 1) / range : 0};
 }
 
-// The prefix (bits from `shift` up) of the k-th largest score, and how many scores with that
-// prefix are among the k largest: `needed` of `found`.
+// Sum of what the warps before this one have in `counts`.
+__device__ inline u32 warps_before(const u32 (&counts)[MOST_WARPS]) {
+    u32 lane = threadIdx.x % WARP;
+    return __reduce_add_sync(FULL_WARP, lane < threadIdx.x / WARP ? counts[lane] : 0);
+}
+
+// The prefix (bits from `shift` up) of the k-th largest key, and how many keys with that prefix are
+// among the k largest: `needed` of `found`.
 struct Threshold {
-    u32 prefix;
+    u64 prefix;
     u32 shift;
     u32 needed;
     u32 found;
 };
 
-// Narrows a threshold by the next `bits` bits.
-__device__ inline void narrow(const Scores& scores, u32 n, u32 bits, Threshold& threshold,
-                              u32* histogram, u32* scratch) {
+// Narrows a threshold by the next `bits` bits. The histogram is clear before and after.
+__device__ inline void narrow(const Scores& scores, u32 bits, Threshold& threshold,
+                              Choosing& shared) {
     __shared__ Threshold next;
-    u32 bins = 1u << bits, shift = threshold.shift - bits;
-    for (u32 b = threadIdx.x; b < RADIX_BINS; b += SELECT_THREADS) histogram[b] = 0;
-    __syncthreads();
-    each_score(scores, 0, threadIdx.x, n, SELECT_THREADS, [&](u32, bool valid, u32 score) {
-        // All bits are still open at first, and a shift by 32 would leave them.
-        bool open = threshold.shift == 32 || score >> threshold.shift == threshold.prefix;
-        if (valid && open) atomicAdd(&histogram[score >> shift & (bins - 1)], 1u);
+    u32 lane = threadIdx.x % WARP, shift = threshold.shift - bits, mask = (1u << bits) - 1;
+    each_score(scores.at, 0, threadIdx.x, scores.count, blockDim.x,
+               [&](u32, bool valid, float score) {
+        u64 key = scores.key(score);
+        if (valid && key >> threshold.shift == threshold.prefix) {
+            atomicAdd(&shared.histogram[(u32)(key >> shift) & mask], 1u);
+        }
     });
     __syncthreads();
-    // Two bins a thread, from the highest down.
-    u32 high = RADIX_BINS - 1 - 2 * threadIdx.x, total;
-    u32 count[2] = {histogram[high], histogram[high - 1]};
-    u32 above = exclusive_sum(count[0] + count[1], scratch, total);
-    for (u32 i = 0; i < 2; ++i) {
-        if (above < threshold.needed && threshold.needed <= above + count[i]) {
-            u32 prefix = threshold.shift == 32 ? 0 : threshold.prefix << bits;
-            next = {prefix | (high - i), shift, threshold.needed - above, count[i]};
+    // Some bins in a row for each thread, from the highest down.
+    u32 each = RADIX_BINS / blockDim.x, high = RADIX_BINS - 1 - each * threadIdx.x, own = 0;
+    for (u32 i = 0; i < each; ++i) own += shared.histogram[high - i];
+    u32 above = own;
+    for (u32 d = 1; d < WARP; d *= 2) {
+        u32 other = __shfl_up_sync(FULL_WARP, above, d);
+        if (lane >= d) above += other;
+    }
+    if (lane == WARP - 1) shared.warp_counts[0][threadIdx.x / WARP] = above;
+    __syncthreads();
+    above += warps_before(shared.warp_counts[0]) - own;
+    for (u32 i = 0; i < each; ++i) {
+        u32 count = shared.histogram[high - i];
+        shared.histogram[high - i] = 0;
+        if (above < threshold.needed && threshold.needed <= above + count) {
+            u64 prefix = threshold.prefix << bits | (high - i);
+            next = {prefix, shift, threshold.needed - above, count};
         }
-        above += count[i];
+        above += count;
+    }
+    __syncthreads();
+    threshold = next;
+}
+
+// Narrows a threshold with at most FEW_SCORES keys to the last bit, by comparing them all.
+__device__ inline void rank_few(const Scores& scores, Threshold& threshold, Choosing& shared) {
+    __shared__ Threshold next;
+    if (threadIdx.x == 0) shared.few_count = 0;
+    __syncthreads();
+    each_score(scores.at, 0, threadIdx.x, scores.count, blockDim.x,
+               [&](u32 i, bool valid, float score) {
+        u64 key = scores.key(score);
+        if (valid && key >> threshold.shift == threshold.prefix) {
+            u32 to = atomicAdd(&shared.few_count, 1u);
+            shared.few[to] = key, shared.few_rows[to] = i;
+        }
+    });
+    __syncthreads();
+    if (threadIdx.x < threshold.found) {
+        u64 own = shared.few[threadIdx.x];
+        u32 row = shared.few_rows[threadIdx.x], larger = 0, equal_before = 0, equal = 0;
+        for (u32 i = 0; i < threshold.found; ++i) {
+            u64 other = shared.few[i];
+            larger += other > own;
+            equal += other == own;
+            equal_before += other == own && shared.few_rows[i] < row;
+        }
+        if (larger + equal_before + 1 == threshold.needed) {
+            next = {own, 0, threshold.needed - larger, equal};
+        }
     }
     __syncthreads();
     threshold = next;
 }
 
 // Writes the indices of the selected scores, ascending; of equal ones at the threshold the first.
-__device__ inline void write_selected(const Scores& scores, u32 n, const Threshold& threshold,
-                                      u32* scratch, u32* selected) {
+__device__ inline void write_selected(const Scores& scores, const Threshold& threshold,
+                                      Choosing& shared, u32* selected) {
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    u32 segment = (n + SELECT_THREADS - 1) / SELECT_THREADS * WARP;
-    u32 begin = warp * segment, end = min(begin + segment, n);
-    u32 larger = 0, equal = 0, total;
-    each_score(scores, begin, lane, end, WARP, [&](u32, bool valid, u32 score) {
-        u32 prefix = score >> threshold.shift;
+    u32 segment = (scores.count + blockDim.x - 1) / blockDim.x * WARP;
+    u32 begin = warp * segment, end = min(begin + segment, scores.count);
+    u32 larger = 0, equal = 0;
+    each_score(scores.at, begin, lane, end, WARP, [&](u32, bool valid, float score) {
+        u64 prefix = scores.key(score) >> threshold.shift;
         larger += valid && prefix > threshold.prefix;
         equal += valid && prefix == threshold.prefix;
     });
-    larger = exclusive_sum(larger, scratch, total);
-    equal = exclusive_sum(equal, scratch, total);
-    // Those of the warp's first lane: counts before its segment.
-    larger = __shfl_sync(FULL_WARP, larger, 0);
-    equal = __shfl_sync(FULL_WARP, equal, 0);
-    each_score(scores, begin, lane, end, WARP, [&](u32 i, bool valid, u32 score) {
-        u32 prefix = score >> threshold.shift;
+    larger = __reduce_add_sync(FULL_WARP, larger), equal = __reduce_add_sync(FULL_WARP, equal);
+    if (lane == 0) shared.warp_counts[0][warp] = larger, shared.warp_counts[1][warp] = equal;
+    __syncthreads();
+    larger = warps_before(shared.warp_counts[0]), equal = warps_before(shared.warp_counts[1]);
+    each_score(scores.at, begin, lane, end, WARP, [&](u32 i, bool valid, float score) {
+        u64 prefix = scores.key(score) >> threshold.shift;
         u32 larger_lanes = __ballot_sync(FULL_WARP, valid && prefix > threshold.prefix);
         u32 equal_lanes = __ballot_sync(FULL_WARP, valid && prefix == threshold.prefix);
         u32 below = (1u << lane) - 1;
@@ -307,26 +403,51 @@ __device__ inline void write_selected(const Scores& scores, u32 n, const Thresho
     });
 }
 
-// The top_k best rows of each row's `scores` [gridDim.x, stride], ascending, to selected
-// [n, top_k]. Shared memory: 4 bytes for each of `cached` scores.
-extern "C" __global__ void __launch_bounds__(SELECT_THREADS, 1) select_rows(
-    Step step, u32 first_row, u32 top_k, const float* scores, u32 stride, u32 cached,
+// Chooses the top_k best of more scores, for all threads of the block.
+__device__ inline void choose(const float* scores, u32 count, u32 top_k, u32* selected) {
+    __shared__ Choosing shared;
+    Scores all = survey(scores, count, shared);
+    Threshold threshold = {0, 32 + RADIX_BITS, top_k, count};
+    do {
+        narrow(all, min(threshold.shift, (u32)RADIX_BITS), threshold, shared);
+    } while (threshold.shift > 0 && threshold.found > max(threshold.needed, (u32)FEW_SCORES));
+    if (threshold.shift > 0 && threshold.found > threshold.needed) rank_few(all, threshold, shared);
+    write_selected(all, threshold, shared, selected);
+}
+
+// The top_k best rows of each row from `first_row`, ascending, to `selected` [n, top_k].
+//
+// `queries` are raw products [n, query_stride], `head_weights` [n, weight_stride] likewise. Grid:
+// (blocks that share a query's keys, rows). `scores` has room for [rows, stride], `arrivals` for a
+// counter of each row, zero before and after. `parts` are HEAD_PARTS if queries with few keys may
+// share the heads of a tile among warps, or 1.
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) select_rows(
+    Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 heads,
+    u32 top_k, const float* queries, u32 query_stride, const float* head_weights, u32 weight_stride,
+    const float2* rotations, int rounding, u32 parts, float* scores, u32 stride, u32* arrivals,
     u32* selected) {
-    __shared__ u32 histogram[RADIX_BINS];
-    __shared__ u32 scratch[SELECT_THREADS / WARP];
+    u32 row = first_row + blockIdx.y;
+    // What a step has from its beginning needs no waiting for.
+    VisibleKeys keys = {layer_cache(caches, step.session[row], layer, layers).index_keys,
+                        index_row_bytes(rounding), visible_index_rows(step, row)};
+    if (keys.count > FEW_KEYS) parts = 1;
+    u32 tiles = blockDim.x / WARP / parts, first = blockIdx.x * tiles * KEY_TILE;
+    bool needed = keys.count > top_k && first < keys.count;
+    // Nor do the keys for coming nearer, all but the last of which are old.
+    u32 own_key = first + threadIdx.x;
+    if (needed && own_key < min(first + tiles * KEY_TILE, keys.count)) {
+        prefetch(keys[own_key]);
+    }
     wait_for_dependencies();
     launch_dependents();
-    u32 row = first_row + blockIdx.x, n = visible_index_rows(step, row);
-    if (n <= top_k) return;
-    float* cache = (float*)dynamic_shared;
-    const float* own = scores + (u64)blockIdx.x * stride;
-    Scores all = {own, cache, min(cached, n)};
-#pragma unroll 8
-    for (u32 i = threadIdx.x; i < all.cached; i += SELECT_THREADS) cache[i] = own[i];
-    __syncthreads();
-    Threshold threshold = {0, 32, top_k, n};
-    while (threshold.shift > 0 && threshold.needed < threshold.found) {
-        narrow(all, n, min(threshold.shift, (u32)RADIX_BITS), threshold, histogram, scratch);
-    }
-    write_selected(all, n, threshold, scratch, selected + (u64)row * top_k);
+    if (!needed) return;
+
+    Query query(heads);
+    prepare_heads(query, queries + (u64)row * query_stride, head_weights + (u64)row * weight_stride,
+                  rotations + row * PAIRS, heads, rounding);
+    float* own_scores = scores + (u64)blockIdx.y * stride;
+    score_share(query, keys, parts, rounding, own_scores);
+    u32 blocks = min(gridDim.x, (keys.count + tiles * KEY_TILE - 1) / (tiles * KEY_TILE));
+    if (!last_to_arrive(arrivals + blockIdx.y, blocks)) return;
+    choose(own_scores, keys.count, top_k, selected + (u64)row * top_k);
 }

@@ -140,6 +140,11 @@ __device__ inline uint4 load_once16(const void* p) {
     return v;
 }
 
+// Brings the 128 bytes around `p` to the L2 cache, if they are not there.
+__device__ inline void prefetch(const void* p) {
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(__cvta_generic_to_global(p)));
+}
+
 // The counter before it goes up by one, or from `most` to 0. What the block's threads wrote before
 // their last barrier is visible to those who count later, and what others wrote so to this block
 // after its next.

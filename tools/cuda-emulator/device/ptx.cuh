@@ -98,6 +98,8 @@ inline void copy_async_wait() {
 
 inline uint4 load_once16(const void* p) { return *(const uint4*)p; }
 
+inline void prefetch(const void*) {}
+
 inline u32 atomic_arrive(u32* counter, u32 most) { return atomicInc(counter, most); }
 
 // Barriers beside the block's own: threads that are still missing, and how often all were there.

@@ -11,16 +11,12 @@ use crate::device::Buffer;
 
 /// Keys that a warp scores at a time.
 const WARP_KEYS: usize = 32;
-/// Blocks that scoring aims for: every multiprocessor has room for two small ones.
-const SCORE_BLOCKS: usize = 264;
+/// Warps that may share a tile of keys in decoding; mirrors HEAD_PARTS in kernels/indexer.cu.
+const HEAD_PARTS: usize = 4;
+/// Blocks that are aimed for: every multiprocessor has room for two small ones.
+const BLOCKS: usize = 264;
 /// Queries up to which blocks are large: preparing a query then takes longer than scoring.
 const FEW_QUERIES: usize = 8;
-/// Threads of the selecting kernel.
-const SELECT_THREADS: usize = 1024;
-/// Scores of a query that are kept in shared memory, at most: 128 KiB.
-const SHARED_SCORES: usize = 1 << 15;
-/// Shared memory that the selecting kernel has besides.
-const SELECT_SHARED: usize = 16 << 10;
 
 /// Operands of the indexer.
 pub struct Select<'a> {
@@ -36,6 +32,11 @@ pub struct Select<'a> {
     pub scores: &'a Buffer<f32>,
     /// Scores of a row: no row may see more index keys.
     pub capacity: usize,
+    /// Counters of blocks, one for each row, zero before and after.
+    pub arrivals: &'a Buffer<u32>,
+    /// Whether the rows are decoded. They take a way of their own where they see few keys, however
+    /// many they are: so a row's results do not depend on the rows beside it.
+    pub decoded: bool,
     /// Chosen rows `[n, top_k]`, ascending; those of queries that see at most `top_k` rows are not
     /// written.
     pub selected: &'a Buffer<u32>,
@@ -50,20 +51,21 @@ pub fn select(layer: &AttentionLayer<'_>, rows: Range<usize>, s: &Select<'_>) ->
     assert!(at_a_time > 0, "no room for the scores of one query");
     for first in rows.clone().step_by(at_a_time) {
         let some = first..rows.end.min(first + at_a_time);
-        score(layer, some.clone(), s)?;
-        choose(layer, some, s)?;
+        select_some(layer, some, s)?;
     }
     Ok(())
 }
 
-fn score(layer: &AttentionLayer<'_>, rows: Range<usize>, s: &Select<'_>) -> StageResult {
+fn select_some(layer: &AttentionLayer<'_>, rows: Range<usize>, s: &Select<'_>) -> StageResult {
+    debug_assert!(rows.len() <= s.arrivals.len());
     let heads = s.heads.next_multiple_of(8);
     let (threads, blocks) =
-        if rows.len() <= FEW_QUERIES { (512, SCORE_BLOCKS / 2) } else { (256, SCORE_BLOCKS) };
-    let keys = threads / 32 * WARP_KEYS;
+        if rows.len() <= FEW_QUERIES { (512, BLOCKS / 2) } else { (256, BLOCKS) };
+    let parts = if s.decoded { HEAD_PARTS } else { 1 };
+    let keys = threads / 32 / parts * WARP_KEYS;
     let blocks = blocks.div_ceil(rows.len()).min(s.capacity.div_ceil(keys));
     layer.device.launch(
-        "index_scores",
+        "select_rows",
         [blocks, rows.len(), 1],
         threads,
         heads * (2 * INDEX_DIM + size_of::<f32>()),
@@ -81,27 +83,10 @@ fn score(layer: &AttentionLayer<'_>, rows: Range<usize>, s: &Select<'_>) -> Stag
             s.head_weights.stride,
             layer.rotations,
             layer.rounds(),
-            s.scores.pointer(),
-            s.capacity
-        ],
-    )
-}
-
-fn choose(layer: &AttentionLayer<'_>, rows: Range<usize>, s: &Select<'_>) -> StageResult {
-    let room = layer.device.shared_per_block().saturating_sub(SELECT_SHARED) / size_of::<u32>();
-    let cached = s.capacity.min(SHARED_SCORES).min(room);
-    layer.device.launch(
-        "select_rows",
-        [rows.len(), 1, 1],
-        SELECT_THREADS,
-        cached * size_of::<u32>(),
-        args![
-            layer.step,
-            rows.start,
-            s.top_k,
+            parts,
             s.scores.pointer(),
             s.capacity,
-            cached,
+            s.arrivals.pointer(),
             s.selected.pointer()
         ],
     )

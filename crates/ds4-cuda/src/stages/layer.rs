@@ -175,23 +175,25 @@ impl Stages<'_> {
     pub fn select_rows(&self, layer: usize) -> StageResult {
         let (s, config) = (self.scratch, self.config);
         let heads = config.index_heads;
-        let select = |capacity| Select {
+        let select = |decoded, capacity| Select {
             heads,
             top_k: config.index_top_k,
             queries: Products { pointer: s.index_queries.pointer(), stride: heads * INDEX_DIM },
             head_weights: Products { pointer: s.head_weights.pointer(), stride: heads },
             scores: &s.key_scores,
             capacity,
+            arrivals: &s.arrivals,
+            decoded,
             selected: &s.selected,
         };
         let Shape { decode_rows, rows, visible, .. } = self.shape;
         let attention = self.attention(layer);
         if decode_rows > 0 {
             // The same for every step, so that a recorded one stays right as the context grows.
-            indexer::select(&attention, 0..decode_rows, &select(key_capacity(config)))?;
+            indexer::select(&attention, 0..decode_rows, &select(true, key_capacity(config)))?;
         }
         if rows > decode_rows && visible > config.index_top_k {
-            indexer::select(&attention, decode_rows..rows, &select(visible))?;
+            indexer::select(&attention, decode_rows..rows, &select(false, visible))?;
         }
         Ok(())
     }

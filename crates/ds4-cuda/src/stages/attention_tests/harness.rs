@@ -128,8 +128,10 @@ struct Work {
     head_weights: Buffer<f32>,
     rotations: Buffer<f32>,
     kv_rows: Buffer<u8>,
-    key_scores: Buffer<f32>,
+    /// Of decoded rows and of others.
+    key_scores: [Buffer<f32>; 2],
     selected: Buffer<u32>,
+    arrivals: Buffer<u32>,
     partial_sums: Buffer<u16>,
     partial_totals: Buffer<f32>,
     out: Buffer<u16>,
@@ -214,7 +216,7 @@ impl Harness {
         let work = self.last.as_ref().expect("a step");
         let scores = self.device.alloc(rows * self.shape.keys).expect("memory for scores");
         let selected = self.device.alloc_zeroed(work.selected.len()).expect("memory");
-        self.select(work, &scores, &selected);
+        self.select(work, [&scores, &scores], &selected);
         self.device.download(&selected, 0..selected.len()).expect("selected rows")
     }
 
@@ -331,8 +333,10 @@ impl Harness {
             head_weights: floats(inputs.head_weights.len()),
             rotations: floats(2 * n * 2 * rope::PAIRS),
             kv_rows: device.alloc(n * row_bytes).expect("memory"),
-            key_scores: floats(n * shape.keys),
+            key_scores: [inputs.decode_rows, n - inputs.decode_rows]
+                .map(|rows| floats(rows.max(1) * shape.keys)),
             selected: device.alloc(n * shape.top_k).expect("memory"),
+            arrivals: device.alloc_zeroed(n).expect("memory"),
             partial_sums: halves(partial),
             partial_totals: floats(2 * partial / HEAD_DIM),
             out: halves(n * shape.heads * HEAD_DIM),
@@ -391,7 +395,7 @@ impl Harness {
         };
         compressor::finish_inputs(&layer, n, decode_rows, &inputs).expect("launches");
         if self.shape.kind == LayerKind::Csa {
-            self.select(work, &work.key_scores, &work.selected);
+            self.select(work, work.key_scores.each_ref(), &work.selected);
         }
         let attend = Attend {
             heads: self.shape.heads,
@@ -455,9 +459,9 @@ impl Harness {
         )
     }
 
-    fn select(&self, work: &Work, scores: &Buffer<f32>, selected: &Buffer<u32>) {
+    fn select(&self, work: &Work, scores: [&Buffer<f32>; 2], selected: &Buffer<u32>) {
         let shape = self.shape;
-        let select = Select {
+        let select = |decoded: bool| Select {
             heads: shape.index_heads,
             top_k: shape.top_k,
             queries: Products {
@@ -468,11 +472,16 @@ impl Harness {
                 pointer: work.head_weights.pointer(),
                 stride: head_stride(shape.index_heads),
             },
-            scores,
+            scores: scores[usize::from(!decoded)],
             capacity: shape.keys,
+            arrivals: &work.arrivals,
+            decoded,
             selected,
         };
-        indexer::select(&self.layer(work), 0..work.rows, &select).expect("a launch");
+        let layer = self.layer(work);
+        indexer::select(&layer, 0..work.decode_rows, &select(true))
+            .and_then(|()| indexer::select(&layer, work.decode_rows..work.rows, &select(false)))
+            .expect("launches");
     }
 }
 

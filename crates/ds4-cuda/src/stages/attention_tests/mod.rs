@@ -178,11 +178,27 @@ fn equal_scores_go_to_the_lower_row() {
     // One head: half of the scores are exactly zero, and above all others where its weight is
     // negative.
     let shape = Shape { index_heads: 1, ..small(LayerKind::Csa, CacheRounding::On) };
-    let mut h = Harness::new(&device, shape, 1);
+    let shape = Shape { keys: 1100, ..shape };
+    // Few enough equal ones to compare them all, and more.
+    for position in [400, 4200] {
+        let mut h = Harness::new(&device, shape, 1);
+        let mut sessions = [h.session()];
+        h.fill(&mut sessions[0], position);
+        h.step(&mut sessions, &[(0, 7)]);
+        assert!(h.ties() > 0);
+    }
+}
+
+#[test]
+fn a_score_beyond_all_others_hides_no_differences() {
+    let Some(device) = device() else { return };
+    let shape = Shape { keys: 1100, ..small(LayerKind::Csa, CacheRounding::Off) };
+    let mut h = Harness::new(&device, shape, 2);
     let mut sessions = [h.session()];
-    h.fill(&mut sessions[0], 400);
+    h.fill(&mut sessions[0], 4200);
+    sessions[0].enlarge_key(700, 4000.0);
     h.step(&mut sessions, &[(0, 7)]);
-    assert!(h.ties() > 0);
+    h.step(&mut sessions, &[(0, 12)]);
 }
 
 #[test]

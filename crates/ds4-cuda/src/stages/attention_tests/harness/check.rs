@@ -87,6 +87,14 @@ impl Session {
         assert!(self.save() == expected, "state after filling");
     }
 
+    /// Makes an index key, stored as f32, so many times as large.
+    pub fn enlarge_key(&mut self, key: usize, factor: f32) {
+        let row: &mut [f32] = bytemuck::cast_slice_mut(&mut self.truth.index.rows[key]);
+        row.iter_mut().for_each(|x| *x *= factor);
+        let expected = self.expected();
+        self.put(&expected.0, &expected.1);
+    }
+
     /// All state, as it leaves the device.
     pub fn save(&self) -> (Frontier, Vec<LayerRows>) {
         let frontier = self.cache.frontier(self.position()).expect("a frontier");
@@ -227,7 +235,12 @@ impl Harness {
 
     fn check_selection(&mut self, work: &Work, sessions: &[Session], inputs: &Given) {
         let (shape, device) = (self.shape, &self.device);
-        let found = device.download(&work.key_scores, 0..work.key_scores.len()).expect("scores");
+        let [decoded, others] = &work.key_scores;
+        let of_decoded = 0..work.decode_rows * shape.keys;
+        let mut found = device.download(decoded, of_decoded).expect("scores");
+        found.extend(device.download(others, 0..others.len()).expect("scores"));
+        let arrivals = device.download(&work.arrivals, 0..work.rows).expect("counters");
+        assert!(arrivals.iter().all(|&count| count == 0), "blocks that arrived: {arrivals:?}");
         let selected = device.download(&work.selected, 0..work.selected.len()).expect("rows");
         let (mut checked, mut off) = (0, 0);
         for (i, row) in inputs.rows.iter().enumerate() {
