@@ -468,6 +468,7 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_splits(
     Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 ratio, u32 heads,
     const u16* queries, const u8* kv_rows, const u32* selected, u32 top_k, const float2* rotations,
     int rounding, float epsilon, float scale, u16* partial, float2* partial_sums) {
+    launch_dependents();
     Attention a = {queries, kv_rows, selected, rotations, nullptr, heads,
                    top_k,   ratio,   rounding, epsilon,   scale * LOG2_E};
     Shared<1, SPLIT_CHUNK> shared;
@@ -477,7 +478,6 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_splits(
     VisibleRows rows = visible_rows(a, step, cache, row);
     u8* slot = cache.window + step.position[row] % WINDOW_SLOTS * rows.bytes;
     wait_for_dependencies();
-    launch_dependents();
     if (blockIdx.x == MAX_SPLITS) {
         if (blockIdx.y == 0) keep_row(kv_rows, row, rows.bytes, slot);
         return;
@@ -516,12 +516,12 @@ extern "C" __global__ void __launch_bounds__(KV_THREADS) merge_attention(
     Step step, u32 first_row, u32 ratio, u32 heads, u32 top_k, const float2* rotations,
     const float* sinks, const u16* partial, const float2* partial_sums, u16* out) {
     static_assert(MAX_SPLITS <= WARP, "a lane weighs a split");
+    launch_dependents();
     u32 row = first_row + blockIdx.y, head = blockIdx.x, lane = threadIdx.x % WARP;
     u32 total_rows = visible_count(step.position[row], ratio, top_k);
     u32 share = rows_per_split(total_rows), splits = (total_rows + share - 1) / share;
     float sink = sinks[head] * LOG2_E;
     wait_for_dependencies();
-    launch_dependents();
     u64 first = (u64)blockIdx.y * MAX_SPLITS * heads + head;
     float2 sums = make_float2(-INFINITY, 0);
     if (lane < splits) sums = partial_sums[first + lane * heads];

@@ -152,26 +152,20 @@ __device__ inline void store_input(const CompressorInputs& in, u32 row, u32 posi
     }
 }
 
-// From here on the products are there.
-__device__ inline void wait_for_products() {
-    wait_for_dependencies();
-    launch_dependents();
-}
-
 // Emits the row that `row` completes, if it does, and keeps the row's input if `store`.
 template <bool INDEX>
 __device__ inline void compress_row(const CompressorInputs& in, u32 row, u32 position, u8* rows,
                                     const float* norm, const float* frequencies, float epsilon,
                                     int rounding, bool store) {
     if ((position + 1) % in.ratio != 0) {
-        wait_for_products();
+        wait_for_dependencies();
         if (store) store_input(in, row, position);
         return;
     }
     u32 threads = INDEX ? INDEX_THREADS : KV_THREADS, first = position + 1 - in.ratio;
     float4 weights = row_norm(norm, threads);
     RowRotation rotation(threads, [&](u32 pair) { return rotation_at(first, frequencies[pair]); });
-    wait_for_products();
+    wait_for_dependencies();
     if (store) store_input(in, row, position);
     float x[4];
     pool_window(in, first, threads, x);
@@ -188,7 +182,7 @@ __device__ inline void finish_key_value(const float* raw, u32 stride, const floa
                                         const float2* rotations, u32 row, float epsilon,
                                         int rounding, u8* kv_rows) {
     float4 weights = row_norm(norm, KV_THREADS);
-    wait_for_products();
+    wait_for_dependencies();
     float x[4] = {0, 0, 0, 0};
     if (threadIdx.x < KV_THREADS) {
         float4 v = *(const float4*)(raw + (u64)row * stride + 4 * threadIdx.x);
@@ -213,7 +207,7 @@ __device__ inline void finish_latent(const float* raw, u32 stride, u32 width, co
     // Latents are seldom wider than this first piece of all threads.
     u32 first = 4 * threadIdx.x, step = 4 * blockDim.x;
     float4 weights = latent_piece(norm, first, width);
-    wait_for_products();
+    wait_for_dependencies();
     const float* own = raw + (u64)row * stride;
     float4 piece = latent_piece(own, first, width);
     float squares = 0;
@@ -274,6 +268,7 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS) finish_inputs(
     int rounding, int store, const float* raw_kv, u32 kv_stride, const float* kv_norm,
     const float2* rotations, u8* kv_rows, const float* raw_latent, u32 latent_stride,
     u32 latent_width, const float* latent_norm, u16* latent, u16* latent_low) {
+    launch_dependents();
     u32 row = first_row + blockIdx.x, part = own_part(parts);
     if (part == LATENT) {
         finish_latent(raw_latent, latent_stride, latent_width, latent_norm, row, epsilon, latent,

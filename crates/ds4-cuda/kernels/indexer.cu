@@ -426,6 +426,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) select_rows(
     u32 top_k, const float* queries, u32 query_stride, const float* head_weights, u32 weight_stride,
     const float2* rotations, int rounding, u32 parts, float* scores, u32 stride, u32* arrivals,
     u32* selected) {
+    launch_dependents();
     u32 row = first_row + blockIdx.y;
     // What a step has from its beginning needs no waiting for.
     VisibleKeys keys = {layer_cache(caches, step.session[row], layer, layers).index_keys,
@@ -439,7 +440,6 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) select_rows(
         prefetch(keys[own_key]);
     }
     wait_for_dependencies();
-    launch_dependents();
     if (!needed) return;
 
     Query query(heads);
