@@ -62,6 +62,9 @@ __device__ inline void input_weights(float logit, const MixConstants& k, float (
 
 // Entries 4·i + j of row i and column j, from logits to the nearly doubly stochastic matrix: softmax
 // of the rows, then alternating column and row normalisation, columns last.
+//
+// Rows and columns get factors, and entries are multiplied with them at the end: what counts here is
+// how long one step waits for another.
 __device__ inline void sinkhorn(float (&x)[STREAMS * STREAMS], const MixConstants& k) {
 #pragma unroll
     for (int i = 0; i < STREAMS; ++i) {
@@ -73,32 +76,39 @@ __device__ inline void sinkhorn(float (&x)[STREAMS * STREAMS], const MixConstant
 #pragma unroll
         for (int j = 0; j < STREAMS; ++j) v[j] = v[j] * factor + k.hc_epsilon;
     }
-    // `epsilon` is in proportion to how much too large the entries are.
+    float rows[STREAMS] = {1.0f, 1.0f, 1.0f, 1.0f}, columns[STREAMS] = {1.0f, 1.0f, 1.0f, 1.0f};
+    // `epsilon` is in proportion to how much too large the rows are.
     auto normalise_columns = [&](float epsilon) {
 #pragma unroll
         for (int j = 0; j < STREAMS; ++j) {
-            float sum = (x[j] + x[STREAMS + j]) + (x[2 * STREAMS + j] + x[3 * STREAMS + j]);
-            float factor = fast_reciprocal(sum + epsilon);
-#pragma unroll
-            for (int i = 0; i < STREAMS; ++i) x[STREAMS * i + j] *= factor;
+            float low = x[j] * rows[0] + x[STREAMS + j] * rows[1];
+            float high = x[2 * STREAMS + j] * rows[2] + x[3 * STREAMS + j] * rows[3];
+            columns[j] *= fast_reciprocal(columns[j] * (low + high) + epsilon);
         }
     };
     normalise_columns(k.hc_epsilon);
+#pragma unroll 1
     for (int n = 1; n < k.sinkhorn_iterations; ++n) {
         // Rows times all other rows' sums, instead of over their own: the columns' normalisation
         // takes care of the factor that is common to all, and a division's latency is saved.
-        float r[STREAMS];
+        float sums[STREAMS];
 #pragma unroll
         for (int i = 0; i < STREAMS; ++i) {
             const float* v = x + STREAMS * i;
-            r[i] = (v[0] + v[1]) + (v[2] + v[3]) + k.hc_epsilon;
-        }
-        float first = r[0] * r[1], last = r[2] * r[3];
-        float others[STREAMS] = {r[1] * last, r[0] * last, first * r[3], first * r[2]};
+            float sum = v[0] * columns[0];
 #pragma unroll
-        for (int i = 0; i < STREAMS * STREAMS; ++i) x[i] *= others[i / STREAMS];
+            for (int j = 1; j < STREAMS; ++j) sum += v[j] * columns[j];
+            sums[i] = rows[i] * sum + k.hc_epsilon;
+        }
+        float first = sums[0] * sums[1], last = sums[2] * sums[3];
+        rows[0] *= sums[1] * last;
+        rows[1] *= sums[0] * last;
+        rows[2] *= first * sums[3];
+        rows[3] *= first * sums[2];
         normalise_columns(first * last * k.hc_epsilon);
     }
+#pragma unroll
+    for (int i = 0; i < STREAMS * STREAMS; ++i) x[i] *= rows[i / STREAMS] * columns[i % STREAMS];
 }
 
 // One warp: a row's weights for when the sublayer is done.
