@@ -29,6 +29,7 @@ enum CUresult : int {
     CUDA_ERROR_ILLEGAL_STATE = 401,
     CUDA_ERROR_NOT_FOUND = 500,
     CUDA_ERROR_NOT_READY = 600,
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700,
     CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES = 701,
     CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED = 712,
     CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED = 713,
@@ -55,12 +56,16 @@ extern bool initialised;
 // Context of the calling thread; null if it has none.
 extern thread_local void* current_context;
 
+// Whether the context has died of an error that a kernel made, on request: no call succeeds then.
+bool context_is_lost();
+
 // Runs the body of a call that needs a context.
 template <class Body>
 CUresult in_context(Body body) {
     std::lock_guard lock(driver_mutex);
     if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;
     if (!current_context) return CUDA_ERROR_INVALID_CONTEXT;
+    if (context_is_lost()) return CUDA_ERROR_ILLEGAL_ADDRESS;
     return body();
 }
 
@@ -72,6 +77,8 @@ size_t total_memory();
 size_t free_memory();
 // Whether the bytes lie in one allocation of the device, host memory it knows, or a program.
 bool device_can_access(CUdeviceptr p, size_t bytes);
+// Where the address is among allocations, for a message.
+std::string place_of(const void* p);
 
 // module.cpp
 struct Function;

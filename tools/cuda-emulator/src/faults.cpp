@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "driver.h"
 #include "scheduler.h"
 
 namespace emulator {
@@ -30,10 +31,10 @@ void handle(int signal, siginfo_t* info, void*) {
     char text[512];
     int length = snprintf(text, sizeof text,
                           "cuda-emulator: kernel %s, block (%u, %u, %u), thread (%u, %u, %u): %s "
-                          "%p\n",
+                          "%p%s\n",
                           machine.launch->name, block.x, block.y, block.z, index.x, index.y,
                           index.z, signal == SIGFPE ? "integer division at" : "illegal address",
-                          info->si_addr);
+                          info->si_addr, place_of(info->si_addr).c_str());
     ssize_t written = write(STDERR_FILENO, text, (size_t)length);
     (void)written;
     abort();

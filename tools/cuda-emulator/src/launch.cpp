@@ -98,6 +98,17 @@ Machine& own_machine() {
     return *machine;
 }
 
+uint64_t launches;
+
+// Launches that succeed before one kills the context.
+uint64_t launches_until_loss() {
+    static uint64_t count = [] {
+        const char* text = getenv("CUDA_EMULATOR_FAIL_AFTER");
+        return text ? strtoull(text, nullptr, 10) : UINT64_MAX;
+    }();
+    return count;
+}
+
 struct LaunchShape {
     uint3 blocks, threads;
     unsigned shared_bytes;
@@ -157,9 +168,9 @@ struct KernelCall {
         memcpy(first, values.data(), values.size() * sizeof *first);
         std::vector<void*> parameters;
         for (size_t offset : offsets) parameters.push_back(first + offset);
-        static uint64_t launches;
         Launch launch = {function->kernel->name, shape.blocks, shape.threads, shape.shared_bytes,
                          parameters.data(), launches++};
+        if (context_is_lost()) return CUDA_ERROR_ILLEGAL_ADDRESS;
         return run_kernel(*function, launch);
     }
 };
@@ -178,6 +189,8 @@ CUresult launch_kernel(void* handle, const LaunchShape& shape, void* stream,
 }
 
 }  // namespace
+
+bool context_is_lost() { return launches > launches_until_loss(); }
 
 CUresult run_kernel(Function& function, const Launch& launch) {
     const ProgramCopy* program = program_for(function, 0);

@@ -226,6 +226,15 @@ bool device_can_access(CUdeviceptr p, size_t bytes) {
     return containing(p, bytes) || in_module(p, bytes);
 }
 
+std::string place_of(const void* p) {
+    uintptr_t address = (uintptr_t)p;
+    auto after = allocations.upper_bound(address);
+    if (after == allocations.begin()) return "";
+    auto [start, allocation] = *std::prev(after);
+    return ", " + std::to_string(address - start) + " bytes from the start of an allocation of " +
+           std::to_string(allocation.size);
+}
+
 }  // namespace emulator
 
 using namespace emulator;

@@ -4,6 +4,8 @@ mod answers;
 mod convert;
 mod dummy;
 mod logits;
+#[cfg(unix)]
+mod lost_device;
 mod measure;
 mod models;
 mod nano;

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
-    process::{Child, ChildStderr, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
 };
 
 use serde_json::{Value, json};
@@ -13,7 +13,12 @@ use crate::process::{ds4, error, run, text};
 /// A server on a free port, where it says it listens, and the rest of what it says.
 fn serve(args: &[&str]) -> (Child, String, BufReader<ChildStderr>) {
     let args = [&["serve", "--port", "0", "-c", "4096"], args].concat();
-    let mut child = ds4(&args).stderr(Stdio::piped()).spawn().unwrap();
+    served(ds4(&args).stderr(Stdio::piped()))
+}
+
+/// The same for a command that is complete.
+pub fn served(command: &mut Command) -> (Child, String, BufReader<ChildStderr>) {
+    let mut child = command.spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.starts_with("Serving on http://") {
@@ -23,11 +28,15 @@ fn serve(args: &[&str]) -> (Child, String, BufReader<ChildStderr>) {
     (child, line.trim_end().trim_start_matches("Serving on http://").to_owned(), stderr)
 }
 
-fn post(address: &str, body: &Value, headers: &str) -> (String, String) {
-    let body = body.to_string();
+pub fn post(address: &str, body: &Value, headers: &str) -> (String, String) {
+    ask(address, "POST /v1/chat/completions", &body.to_string(), headers)
+}
+
+/// Sends a request; its reply's status and body.
+pub fn ask(address: &str, what: &str, body: &str, headers: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     let request = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\
+        "{what} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\
          content-length: {}\r\n\r\n{body}",
         body.len()
     );
@@ -38,7 +47,7 @@ fn post(address: &str, body: &Value, headers: &str) -> (String, String) {
     (head[9..12].to_owned(), body.to_owned())
 }
 
-fn greedy() -> Value {
+pub fn greedy() -> Value {
     json!({ "messages": [{ "role": "user", "content": "Hello" }], "thinking": false,
         "temperature": 0, "max_tokens": 12 })
 }
@@ -54,7 +63,7 @@ fn it_answers_like_run_and_ends_when_asked_to() {
     let answer = body["choices"][0]["message"]["content"].as_str().unwrap();
     assert_eq!(answer.trim(), text(&expected).trim());
     let pid = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     assert!(child.wait().unwrap().success());
     let mut rest = String::new();
     stderr.read_to_string(&mut rest).unwrap();

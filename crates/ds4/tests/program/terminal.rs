@@ -1,5 +1,7 @@
 //! `ds4 run` and long work at a (pseudo) terminal.
 
+use std::process::Command;
+
 use rexpect::{
     process::WaitStatus,
     session::{PtySession, spawn_command},
@@ -12,7 +14,13 @@ const TIMEOUT_MS: u64 = 60_000;
 
 fn start(args: &[&str], variables: &[(&str, &str)]) -> PtySession {
     let mut command = ds4(args);
-    command.env("TERM", "xterm").envs(variables.iter().copied());
+    command.envs(variables.iter().copied());
+    opened(command)
+}
+
+/// A command at a terminal.
+pub fn opened(mut command: Command) -> PtySession {
+    command.env("TERM", "xterm");
     // What a terminal does not replace stays inherited.
     command.stdin(std::process::Stdio::inherit());
     spawn_command(command, Some(TIMEOUT_MS)).unwrap()
@@ -25,12 +33,12 @@ fn chat(args: &[&str]) -> PtySession {
 }
 
 /// Types a line once the program waits for one: it turns bracketed paste on for every line.
-fn say(session: &mut PtySession, line: &str) {
+pub fn say(session: &mut PtySession, line: &str) {
     session.exp_string("\x1b[?2004h").unwrap();
     session.send_line(line).unwrap();
 }
 
-fn exit_code(session: &PtySession) -> i32 {
+pub fn exit_code(session: &PtySession) -> i32 {
     match session.process().wait().unwrap() {
         WaitStatus::Exited(_, code) => code,
         other => panic!("{other:?}"),
