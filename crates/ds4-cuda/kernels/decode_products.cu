@@ -31,8 +31,9 @@ __device__ inline void run_products(
     }
     int first = blockIdx.y * 8 * TOKENS;
     float* scratch = (float*)dynamic_shared;
-    run_product<TYPES, TOKENS>(
-        p, blockIdx.x - p.first_block, first, n, own_grid(grids), scratch);
+    run_product<TYPES, TOKENS, DECODE_WARPS>(
+        p, blockIdx.x - p.first_block, first, n, own_grid(grids), scratch,
+        [] { wait_for_dependencies(); });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) decode_products_8(

@@ -177,7 +177,7 @@ struct Unit<F32> : Unit<F16> {};
 template <>
 struct Unit<IQ2_XXS> {
     uint4 weights[2];
-    // Four bits a step for each row.
+    // Four bits a step for each row: those of two steps of row g, the same of row g + 8, and so on.
     uint2 scale_codes;
     u32 scales;
 
@@ -207,9 +207,9 @@ struct Unit<IQ2_XXS> {
                 signed_pair(v.z, code, i + 2), signed_pair(v.w, code, i + 3));
     }
 
-    // 2·(four bits of the step) + 1, without a conversion: those are slow.
-    __device__ static inline float odd(u32 codes, int step) {
-        u32 twice = step == 0 ? codes << 1 : codes >> (4 * step - 1);
+    // 2·(the four bits from `bit` on) + 1, without a conversion: those are slow.
+    __device__ static inline float odd(u32 codes, int bit) {
+        u32 twice = bit == 0 ? codes << 1 : codes >> (bit - 1);
         return __uint_as_float((twice & 0x1e) | 0x4b000001) - 8388608.0f;
     }
 
@@ -228,7 +228,9 @@ struct Unit<IQ2_XXS> {
 
     __device__ inline RowPair factor(int step) const {
         RowPair d = unpack_rows(scales);
-        return {0.125f * d.low * odd(scale_codes.x, step), 0.125f * d.high * odd(scale_codes.y, step)};
+        u32 codes = step < 4 ? scale_codes.x : scale_codes.y;
+        int bit = step / 2 % 2 * 16 + step % 2 * 4;
+        return {0.125f * d.low * odd(codes, bit), 0.125f * d.high * odd(codes, bit + 8)};
     }
 
     __device__ inline Operands scaled(int step, const uint4* grid, int lane) const {
@@ -285,14 +287,29 @@ struct UnitK {
 
     // Eight columns as halves 1024 + q·place, and 1 / place, twice in halves.
     __device__ inline u32 quants(int step, int row, u32 (&p)[4]) const {
-        uint4 w = weights[TYPE == Q2_K ? step / 4 : step / 2];
-        int i = TYPE == Q2_K ? step % 4 : step % 2;
-        u32 mask = TYPE == Q2_K ? 0x03030303u << 2 * i : 0x0f0f0f0fu << 4 * i;
-        bytes_to_halves((row ? w.z : w.x) & mask, p[0], p[1]);
-        bytes_to_halves((row ? w.w : w.y) & mask, p[2], p[3]);
-        // 1, 1/4, 1/16, 1/64.
-        u32 inverse = 0x3c00 - (TYPE == Q2_K ? 0x0800 : 0x1000) * i;
+        u32 inverse;
+        if constexpr (TYPE == Q2_K) {
+            u32 w[] = {weights[row].x, weights[row].y, weights[row].z, weights[row].w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) p[i] = quant_pair(w[i], step) | 0x64006400;
+            inverse = 0x3c00 - 0x0800 * quant_place(step);
+        } else {
+            uint4 w = weights[step / 2];
+            u32 mask = 0x0f0f0f0fu << 4 * (step % 2);
+            bytes_to_halves((row ? w.z : w.x) & mask, p[0], p[1]);
+            bytes_to_halves((row ? w.w : w.y) & mask, p[2], p[3]);
+            inverse = 0x3c00 - 0x1000 * (step % 2);
+        }
         return inverse | inverse << 16;
+    }
+
+    // Q2_K: a word has two columns' quants of every step, in the bits from 2·step on of each half.
+    // They become q·4^place by masking alone, but for the last steps, which would reach a half's
+    // exponent.
+    __device__ static constexpr int quant_place(int step) { return step < 5 ? step : step - 5; }
+
+    __device__ static inline u32 quant_pair(u32 word, int step) {
+        return (step < 5 ? word : word >> 10) & 0x00030003u << 2 * quant_place(step);
     }
 
     // q times the group's scale; exact.

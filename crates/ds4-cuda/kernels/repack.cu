@@ -94,7 +94,7 @@ __device__ inline void repack_iq2_xxs(
                 codes[s] |= (signs >> 2 * i & 1) << bit;
                 codes[s] |= (signs >> (2 * i + 1) & 1) << (16 + bit);
             }
-            scales[r] |= (rest >> 28) << 4 * s;
+            scales[s / 4] |= (rest >> 28) << (s / 2 % 2 * 16 + 8 * r + s % 2 * 4);
         }
     }
     uint4* weights = (uint4*)to.weights + unit * 64 + lane;
@@ -110,10 +110,17 @@ __device__ inline void repack_q2_k(const TileRows& from, Planes& to, size_t unit
     int g = lane / 4, t = lane % 4;
     const u8 *low = from.row(g), *high = from.row(g + 8);
     size_t block = (size_t)at * 84;
-    for (int i = 0; i < 2; ++i) {
-        size_t from_at = block + 16 + 32 * i + 8 * t;
-        ((uint4*)to.weights)[(unit * 2 + i) * 32 + lane] =
-            both_rows(eight_bytes(low, from_at), eight_bytes(high, from_at));
+    for (int r = 0; r < 2; ++r) {
+        const u8* row = r ? high : low;
+        u32 words[4] = {0, 0, 0, 0};
+        for (int k = 0; row && k < 8; ++k) {
+            for (int s = 0; s < 8; ++s) {
+                u32 q = row[block + 16 + s / 4 * 32 + 8 * t + k] >> 2 * (s % 4) & 3;
+                words[k / 2] |= q << (k % 2 * 16 + 2 * s);
+            }
+        }
+        ((uint4*)to.weights)[(unit * 2 + r) * 32 + lane] =
+            make_uint4(words[0], words[1], words[2], words[3]);
     }
     if (t < 2) {
         // Groups 2·step + t.

@@ -23,8 +23,14 @@ const GROUP_THREADS: usize = 512;
 const GROUP_BLOCKS: usize = 128;
 /// Warps of a block that routes, one row each.
 const ROUTE_WARPS: usize = 8;
-/// Blocks that a multiprocessor holds at a time (see the kernels' launch bounds).
-const BLOCKS: usize = 2;
+/// Of the kernels in kernels/experts_q2.cu: threads of a block, units of 256 columns that it takes
+/// at most for gate and up (half of them for down), rows multiplied at a time, and bytes of a
+/// thread's share of their sums.
+const Q2_THREADS: usize = 512;
+const Q2_UNITS: usize = 16;
+const Q2_GATE_UP_ROWS: usize = 4;
+const Q2_DOWN_ROWS: usize = 2;
+const SHARE: usize = 16;
 
 /// Buffers of the experts for `n` rows.
 pub struct Scratch {
@@ -197,13 +203,19 @@ impl ExpertStage<'_> {
         let (rows, used) = (self.decode_rows, config.experts_used);
         let groups = s.groups[0].pointers();
         let most = config.experts.min(rows * used);
-        let busy = BLOCKS * self.device.multiprocessors();
-        let fast = w.gate.ty == WeightType::Iq2Xxs;
+        let gate_up_tiles = most * config.expert_width / TILE;
+        let (kernel, blocks, threads, shared) =
+            if w.gate.ty == WeightType::Iq2Xxs && config.hidden <= Q2_UNITS * 256 {
+                let sums = Q2_GATE_UP_ROWS * Q2_THREADS * SHARE;
+                ("experts_gate_up_q2", self.q2_blocks(gate_up_tiles), Q2_THREADS, 2 * sums)
+            } else {
+                ("experts_gate_up_any", self.any_blocks(gate_up_tiles), 32 * DECODE_WARPS, 0)
+            };
         self.device.launch(
-            if fast { "experts_gate_up_q2" } else { "experts_gate_up_any" },
-            [busy.min(most * config.expert_width / TILE), 1, 1],
-            32 * DECODE_WARPS,
-            0,
+            kernel,
+            [blocks, 1, 1],
+            threads,
+            shared,
             args![
                 Arg::value(self.stack(&w.gate)),
                 Arg::value(self.stack(&w.up)),
@@ -217,18 +229,40 @@ impl ExpertStage<'_> {
                 self.grid
             ],
         )?;
-        let fast = w.down.ty == WeightType::Q2K && w.shared_down.ty == WeightType::Q8_0;
+        let down_tiles = most * config.hidden / TILE;
         let (shared, shared_blocks) = shared_down.only();
+        let stack = Arg::value(self.stack(&w.down));
+        if w.down.ty == WeightType::Q2K
+            && w.shared_down.ty == WeightType::Q8_0
+            && config.expert_width <= Q2_UNITS / 2 * 256
+        {
+            let sums = Q2_DOWN_ROWS * Q2_THREADS * SHARE;
+            return self.device.launch(
+                "experts_down_q2",
+                [self.q2_blocks(down_tiles), 1, 1],
+                Q2_THREADS,
+                2 * sums,
+                args![
+                    stack,
+                    Arg::value(groups),
+                    s.hidden.pointer(),
+                    s.group_sums.pointer(),
+                    y.pointer(),
+                    used,
+                    rows,
+                    Arg::value(shared)
+                ],
+            );
+        }
         self.device.launch(
-            if fast { "experts_down_q2" } else { "experts_down_any" },
-            [shared_blocks * rows.div_ceil(8) + busy.min(most * config.hidden / TILE), 1, 1],
+            "experts_down_any",
+            [shared_blocks * rows.div_ceil(8) + self.any_blocks(down_tiles), 1, 1],
             32 * DECODE_WARPS,
             0,
             args![
-                Arg::value(self.stack(&w.down)),
+                stack,
                 Arg::value(groups),
                 s.hidden.pointer(),
-                s.group_sums.pointer(),
                 y.pointer(),
                 used,
                 rows,
@@ -236,6 +270,15 @@ impl ExpertStage<'_> {
                 self.grid
             ],
         )
+    }
+
+    /// Blocks that share `tiles` tiles: as many as run at a time.
+    fn q2_blocks(&self, tiles: usize) -> usize {
+        self.device.multiprocessors().min(tiles)
+    }
+
+    fn any_blocks(&self, tiles: usize) -> usize {
+        (2 * self.device.multiprocessors()).min(tiles)
     }
 
     fn prefill(&self, limit: f32, x: &Buffer<u16>, y: &Buffer<f32>) -> StageResult {

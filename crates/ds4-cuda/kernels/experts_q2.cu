@@ -1,0 +1,261 @@
+// Routed experts of a few rows in the formats in which the model is smallest: gate and up in
+// IQ2_XXS, down in Q2_K.
+//
+// The tiles of all chosen experts are shared out evenly among the blocks. All warps of a block work
+// on the same tile, each on the same columns of it at all times: so activations are loaded once
+// for all of an expert's tiles, while the weights of the next tile are on their way. Each weight is
+// read once for up to two or four of the expert's rows at a time: few experts have more.
+
+#include "separate.cuh"
+
+#define WARPS 16
+#define THREADS (WARPS * WARP)
+
+// Pieces of an expert, and the one whose weights are wanted after them (if its expert is not negative).
+struct Pieces {
+    int expert;
+    int first, end;
+    int next_expert, next_piece;
+};
+
+// Calls stage.run<ROWS>(…) for the block's share of the tiles, which come in `pieces` an expert.
+// `ready` is called when the first weights have been asked for.
+template <typename Stage, typename Ready>
+__device__ __forceinline__ void run_share(Stage& stage, const Groups& groups, int pieces, Ready ready) {
+    int all = *groups.active_count * pieces;
+    int at = all * blockIdx.x / gridDim.x, end = all * (blockIdx.x + 1) / gridDim.x;
+    int index = at / pieces, expert = 0;
+    if (at < end) {
+        expert = groups.active[index];
+        stage.fetch(0, expert, at % pieces);
+        stage.fetch(1, expert, at % pieces);
+    }
+    ready();
+    while (at < end) {
+        int first_piece = at - index * pieces, last = min(end, (index + 1) * pieces);
+        int next_expert = last < end ? (int)groups.active[index + 1] : -1;
+        int start = groups.starts[expert], stop = groups.starts[expert + 1];
+        for (int first = start; first < stop; first += Stage::MOST_ROWS) {
+            // What comes after these rows: the next ones, or the next expert.
+            bool more = first + Stage::MOST_ROWS < stop;
+            Pieces some = {expert, first_piece, last - index * pieces, more ? expert : next_expert,
+                           more ? first_piece : 0};
+            const u32* pairs = groups.pairs + first;
+            int count = min(stop - first, Stage::MOST_ROWS);
+            if (count == 1) {
+                stage.template run<1>(some, pairs, count);
+            } else if (count == 2 || Stage::MOST_ROWS == 2) {
+                stage.template run<2>(some, pairs, count);
+            } else {
+                stage.template run<Stage::MOST_ROWS>(some, pairs, count);
+            }
+        }
+        at = last;
+        expert = next_expert;
+        ++index;
+    }
+}
+
+// A lane's share of two sums each for rows g and g + 8 of a tile.
+struct Share {
+    RowPair of[2];
+};
+
+__device__ inline void add(RowPair& sum, RowPair x) {
+    sum.low += x.low;
+    sum.high += x.high;
+}
+
+__device__ inline float sum_over_columns(float x) {
+    x += __shfl_xor_sync(FULL_WARP, x, 1);
+    return x + __shfl_xor_sync(FULL_WARP, x, 2);
+}
+
+// Multiplies a piece's weights with ROWS rows. A warp has two units, each on its way while the
+// other one is multiplied; `Kind` says what they are and what becomes of the sums. TEAMS of warps
+// work on tiles of their own, with up to ROWS_AT_ONCE rows: as many as registers allow.
+template <typename Kind, int TYPE, int TEAMS, int ROWS_AT_ONCE>
+struct ExpertStage {
+    static constexpr int TEAM = WARPS / TEAMS, MOST_ROWS = ROWS_AT_ONCE;
+
+    SeparateUnit<TYPE> w[2];
+    OwnSteps<SeparateUnit<TYPE>::OWN_STEPS> own;
+    int lane, warp, unit, units;
+    // The warp whose turn it is to add up, and which half of the room for sums
+    // ([2][MOST_ROWS][WARPS][WARP]) is the piece's.
+    int turn, half;
+
+    __device__ inline explicit ExpertStage(int columns)
+        : own(SeparateUnit<TYPE>::own_step(threadIdx.x % WARP)), lane(threadIdx.x % WARP),
+          warp(threadIdx.x / WARP), unit(warp % TEAM), units(columns / 256),
+          turn(0), half(0) {}
+
+    __device__ inline Share* shares(int row) const {
+        return (Share*)dynamic_shared + (half * MOST_ROWS + row) * THREADS;
+    }
+
+    template <int ROWS>
+    __device__ __forceinline__ void run(const Pieces& some, const u32* pairs, int count) {
+        Kind& kind = *(Kind*)this;
+        SeparateInput<TYPE> in[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            if (unit < units) kind.load(in[r], pairs[min(r, count - 1)]);
+        }
+        for (int piece = some.first; piece < some.end; ++piece) {
+            bool last = piece + 1 == some.end;
+            int next = last ? some.next_expert : some.expert;
+            int next_piece = last ? some.next_piece : piece + 1;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                if (unit >= units) continue;
+                RowPair sums[ROWS];
+                w[i].multiply(sums, in, own, kind.grid, lane);
+                if (next >= 0) kind.fetch(i, next, next_piece);
+#pragma unroll
+                for (int r = 0; r < ROWS; ++r) shares(r)[threadIdx.x].of[i] = sums[r];
+            }
+            __syncthreads();
+#pragma unroll 1
+            for (int r = 0; r < count; ++r) finish(r, pairs[r], piece);
+            turn = (turn + count * TEAMS) % WARPS;
+            half ^= 1;
+        }
+    }
+
+    // Some warps' turn: one for each team adds up what it has for a row.
+    __device__ inline void finish(int r, u32 pair, int piece) {
+        int team = (warp - turn - r * TEAMS) & (WARPS - 1);
+        if (team >= TEAMS) return;
+        Share sum = {};
+        const Share* from = shares(r) + team * TEAM * WARP + lane;
+#pragma unroll 4
+        for (int i = 0; i < units; ++i) {
+            Share share = from[i * WARP];
+            add(sum.of[0], share.of[0]);
+            add(sum.of[1], share.of[1]);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            sum.of[i] = {sum_over_columns(sum.of[i].low), sum_over_columns(sum.of[i].high)};
+        }
+        ((Kind*)this)->put(sum, pair, piece, team);
+    }
+};
+
+// hidden[pair] = weight · SwiGLU(gate·x, up·x), and the sums of each 16 columns: a piece is a tile
+// of both matrices.
+struct GateUp : ExpertStage<GateUp, IQ2_XXS, 1, 4> {
+    const Stack &gate, &up;
+    const uint4* grid;
+    const float* pair_weights;
+    const u16* x;
+    u16 *hidden, *group_sums;
+    int used;
+    float limit;
+
+    __device__ inline GateUp(const Stack& gate, const Stack& up)
+        : ExpertStage(gate.columns), gate(gate), up(up) {}
+
+    __device__ inline void fetch(int i, int expert, int piece) {
+        if (unit >= units) return;
+        const Planes& from = i ? up.weights : gate.weights;
+        w[i].load(from, units, expert * (gate.rows / 16) + piece, unit, lane);
+    }
+
+    __device__ inline void load(SeparateInput<IQ2_XXS>& in, u32 pair) const {
+        in.load(x + (size_t)(pair / used) * gate.columns, unit, lane);
+    }
+
+    __device__ inline void put(const Share& sum, u32 pair, int tile, int) const {
+        float weight = pair_weights[pair];
+        u16 low = float_to_half(weight * swiglu(sum.of[0].low, sum.of[1].low, limit));
+        u16 high = float_to_half(weight * swiglu(sum.of[0].high, sum.of[1].high, limit));
+        float group = half_to_float(low) + half_to_float(high);
+        for (int d = 4; d < WARP; d *= 2) group += __shfl_xor_sync(FULL_WARP, group, d);
+        size_t row = (size_t)pair * gate.rows;
+        int t = lane % 4;
+        if (t < 2) hidden[row + 16 * tile + 8 * t + lane / 4] = t ? high : low;
+        if (lane == 0) group_sums[row / 16 + group_sum_at(tile)] = float_to_half(group);
+    }
+};
+
+// out[token][slot] = down·hidden for the pairs of each expert: a piece is four tiles.
+struct Down : ExpertStage<Down, Q2_K, 2, 2> {
+    const Stack& stack;
+    const u16 *hidden, *group_sums;
+    float* out;
+    int used;
+    static constexpr const uint4* grid = nullptr;
+
+    __device__ inline explicit Down(const Stack& stack) : ExpertStage(stack.columns), stack(stack) {}
+
+    // The piece's tile for unit `i` of a team's warps.
+    __device__ static inline int tile(int piece, int team, int i) { return 4 * piece + 2 * team + i; }
+
+    __device__ inline void fetch(int i, int expert, int piece) {
+        if (unit >= units) return;
+        int tiles = stack.rows / 16, at = min(tile(piece, warp / TEAM, i), tiles - 1);
+        w[i].load(stack.weights, units, expert * tiles + at, unit, lane);
+    }
+
+    __device__ inline void load(SeparateInput<Q2_K>& in, u32 pair) const {
+        size_t row = (size_t)pair * stack.columns;
+        in.load(hidden + row, group_sums + row / 16, unit, lane);
+    }
+
+    __device__ inline void put(const Share& sum, u32 pair, int piece, int team) const {
+        size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
+        // Lane t has the t-th of the four eights of rows.
+        int t = lane % 4, row = 16 * tile(piece, team, 0) + 8 * t + lane / 4;
+        float low = t < 2 ? sum.of[0].low : sum.of[1].low;
+        float high = t < 2 ? sum.of[0].high : sum.of[1].high;
+        if (row < stack.rows) out[slot * stack.rows + row] = t % 2 ? high : low;
+    }
+};
+
+// Columns up to 4096: one unit a warp.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) experts_gate_up_q2(
+    __grid_constant__ const Stack gate, __grid_constant__ const Stack up,
+    __grid_constant__ const Groups groups, const float* pair_weights, const u16* x, u16* hidden,
+    u16* group_sums, int used, float limit, const uint4* iq2_grid
+) {
+    __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
+    load_grid(grids, iq2_grid);
+    __syncthreads();
+    wait_for_dependencies();
+    // Not before: what comes next reads the groups without waiting for this launch.
+    launch_dependents();
+    GateUp stage(gate, up);
+    stage.grid = own_grid(grids);
+    stage.pair_weights = pair_weights;
+    stage.x = x;
+    stage.hidden = hidden;
+    stage.group_sums = group_sums;
+    stage.used = used;
+    stage.limit = limit;
+    run_share(stage, groups, gate.rows / 16, [] {});
+}
+
+// Columns up to 2048. The shared expert's last product goes first, to the slot after the routed
+// ones: its input was ready when the launch before began.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) experts_down_q2(
+    __grid_constant__ const Stack w, __grid_constant__ const Groups groups, const u16* hidden,
+    const u16* group_sums, float* out, int used, int n, __grid_constant__ const Product shared
+) {
+    launch_dependents();
+    int shared_tiles = WARPS / shared.split;
+    int shared_blocks = (w.rows / 16 + shared_tiles - 1) / shared_tiles;
+    for (int i = blockIdx.x; i < shared_blocks * ((n + 7) / 8); i += gridDim.x) {
+        run_product<TYPE_BIT(Q8_0), 1, WARPS>(
+            shared, i % shared_blocks, i / shared_blocks * 8, n, nullptr, (float*)dynamic_shared,
+            [] {});
+        __syncthreads();
+    }
+    Down stage(w);
+    stage.hidden = hidden;
+    stage.group_sums = group_sums;
+    stage.out = out;
+    stage.used = used;
+    run_share(stage, groups, (w.rows / 16 + 3) / 4, [] { wait_for_dependencies(); });
+}
