@@ -195,6 +195,17 @@ __device__ inline const u8* row_address(const VisibleRows& rows, u32 begin, u32 
     return rows[min(i, end - 1)];
 }
 
+// Brings the rows of a chunk nearer, a row's 128 bytes a lane, but for those whose numbers may not be
+// known yet.
+template <int CHUNK>
+__device__ inline void prefetch_rows(const VisibleRows& rows, u32 begin, u32 end) {
+    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    static_assert(CHUNK == ATTEND_THREADS / 8, "eight lanes for each row");
+    u32 i = begin + warp * 4 + lane / 8, from = lane % 8 * 128;
+    bool known = i < end && (i < rows.window_rows || !rows.selected);
+    if (known && from < rows.bytes) prefetch(rows[i] + from);
+}
+
 __device__ inline const u8* address_of_lane(const u8* address, u32 lane) {
     u32 low = __shfl_sync(FULL_WARP, (u32)(u64)address, lane);
     u32 high = __shfl_sync(FULL_WARP, (u32)((u64)address >> 32), lane);
@@ -477,16 +488,17 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_splits(
     const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
     VisibleRows rows = visible_rows(a, step, cache, row);
     u8* slot = cache.window + step.position[row] % WINDOW_SLOTS * rows.bytes;
+    u32 share = rows_per_split(rows.total), begin = blockIdx.x * share;
+    u32 end = min(begin + share, rows.total);
+    prefetch_rows<SPLIT_CHUNK>(rows, begin, end);
     wait_for_dependencies();
     if (blockIdx.x == MAX_SPLITS) {
         if (blockIdx.y == 0) keep_row(kv_rows, row, rows.bytes, slot);
         return;
     }
-    u32 share = rows_per_split(rows.total), begin = blockIdx.x * share;
     if (begin >= rows.total) return;
     float sums[1][WARP_COLUMNS / 8][4] = {};
-    attend_rows<1, SPLIT_CHUNK>(shared, a, rows, row, first_head, begin,
-                                min(begin + share, rows.total), sums);
+    attend_rows<1, SPLIT_CHUNK>(shared, a, rows, row, first_head, begin, end, sums);
 
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     u64 first = ((u64)blockIdx.z * MAX_SPLITS + blockIdx.x) * heads + first_head;
