@@ -10,6 +10,8 @@
 
 #define WARPS 16
 #define THREADS (WARPS * WARP)
+// A multiple of the rows that are multiplied at once.
+#define SLOTS 8
 
 // Pieces of an expert, and the one whose weights are wanted after them (if its expert is not negative).
 struct Pieces {
@@ -56,24 +58,20 @@ __device__ __forceinline__ void run_share(Stage& stage, const Groups& groups, in
     }
 }
 
-// A lane's share of two sums each for rows g and g + 8 of a tile.
-struct Share {
-    RowPair of[2];
-};
-
-__device__ inline void add(RowPair& sum, RowPair x) {
-    sum.low += x.low;
-    sum.high += x.high;
+// Adds up four lanes' shares of rows g and g + 8: of row g in even lanes, of row g + 8 in odd ones.
+__device__ inline float sum_over_columns(RowPair share, int lane) {
+    bool odd = lane % 2;
+    float keep = odd ? share.high : share.low, give = odd ? share.low : share.high;
+    keep += __shfl_xor_sync(FULL_WARP, give, 1);
+    return keep + __shfl_xor_sync(FULL_WARP, keep, 2);
 }
 
-__device__ inline float sum_over_columns(float x) {
-    x += __shfl_xor_sync(FULL_WARP, x, 1);
-    return x + __shfl_xor_sync(FULL_WARP, x, 2);
-}
-
-// Multiplies a piece's weights with ROWS rows. A warp has two units, each on its way while the
-// other one is multiplied; `Kind` says what they are and what becomes of the sums. TEAMS of warps
-// work on tiles of their own, with up to ROWS_AT_ONCE rows: as many as registers allow.
+// Multiplies the pieces' weights with an expert's rows. A warp has two units, each on its way while
+// the other one is multiplied; `Kind` says what they are and what becomes of the sums. TEAMS of
+// warps work on tiles of their own, with up to ROWS_AT_ONCE rows: as many as registers allow.
+//
+// Warps leave their sums in slots, one for each piece and row. When those are full, each warp adds
+// up what is in one of them, while others go on with the next pieces.
 template <typename Kind, int TYPE, int TEAMS, int ROWS_AT_ONCE>
 struct ExpertStage {
     static constexpr int TEAM = WARPS / TEAMS, MOST_ROWS = ROWS_AT_ONCE;
@@ -81,17 +79,16 @@ struct ExpertStage {
     SeparateUnit<TYPE> w[2];
     OwnSteps<SeparateUnit<TYPE>::OWN_STEPS> own;
     int lane, warp, unit, units;
-    // The warp whose turn it is to add up, and which half of the room for sums
-    // ([2][MOST_ROWS][WARPS][WARP]) is the piece's.
-    int turn, half;
+    // Which half of the room for sums is being filled.
+    int half;
 
     __device__ inline explicit ExpertStage(int columns)
         : own(SeparateUnit<TYPE>::own_step(threadIdx.x % WARP)), lane(threadIdx.x % WARP),
-          warp(threadIdx.x / WARP), unit(warp % TEAM), units(columns / 256),
-          turn(0), half(0) {}
+          warp(threadIdx.x / WARP), unit(warp % TEAM), units(columns / 256), half(0) {}
 
-    __device__ inline Share* shares(int row) const {
-        return (Share*)dynamic_shared + (half * MOST_ROWS + row) * THREADS;
+    // A float for each warp and lane: t = 2·i is unit i's row g, t = 2·i + 1 its row g + 8.
+    __device__ inline float* sums(int slot) const {
+        return (float*)dynamic_shared + (half * SLOTS + slot) * THREADS;
     }
 
     template <int ROWS>
@@ -102,6 +99,7 @@ struct ExpertStage {
         for (int r = 0; r < ROWS; ++r) {
             if (unit < units) kind.load(in[r], pairs[min(r, count - 1)]);
         }
+        int slot = 0;
         for (int piece = some.first; piece < some.end; ++piece) {
             bool last = piece + 1 == some.end;
             int next = last ? some.next_expert : some.expert;
@@ -109,37 +107,40 @@ struct ExpertStage {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 if (unit >= units) continue;
-                RowPair sums[ROWS];
-                w[i].multiply(sums, in, own, kind.grid, lane);
+                RowPair share[ROWS];
+                w[i].multiply(share, in, own, kind.grid, lane);
                 if (next >= 0) kind.fetch(i, next, next_piece);
 #pragma unroll
-                for (int r = 0; r < ROWS; ++r) shares(r)[threadIdx.x].of[i] = sums[r];
+                for (int r = 0; r < ROWS; ++r) {
+                    float sum = sum_over_columns(share[r], lane);
+                    if (lane % 4 / 2 == i) sums(slot + r)[threadIdx.x] = sum;
+                }
             }
-            __syncthreads();
-#pragma unroll 1
-            for (int r = 0; r < count; ++r) finish(r, pairs[r], piece);
-            turn = (turn + count * TEAMS) % WARPS;
-            half ^= 1;
+            slot += ROWS;
+            if (last || slot == SLOTS) {
+                finish<ROWS>(pairs, count, piece + 1 - slot / ROWS, slot);
+                slot = 0;
+            }
         }
     }
 
-    // Some warps' turn: one for each team adds up what it has for a row.
-    __device__ inline void finish(int r, u32 pair, int piece) {
-        int team = (warp - turn - r * TEAMS) & (WARPS - 1);
-        if (team >= TEAMS) return;
-        Share sum = {};
-        const Share* from = shares(r) + team * TEAM * WARP + lane;
+    // Adds up what is in the first `filled` slots: those of pieces from `first_piece` on.
+    template <int ROWS>
+    __device__ __forceinline__ void finish(
+        const u32* pairs, int count, int first_piece, int filled
+    ) {
+        int slot = warp / TEAMS, team = warp % TEAMS, row = slot % ROWS;
+        bool mine = slot < filled && row < count;
+        auto target = ((Kind*)this)->target(pairs[min(row, count - 1)]);
+        __syncthreads();
+        if (mine) {
+            float sum = 0.0f;
+            const float* from = sums(slot) + team * TEAM * WARP + lane;
 #pragma unroll 4
-        for (int i = 0; i < units; ++i) {
-            Share share = from[i * WARP];
-            add(sum.of[0], share.of[0]);
-            add(sum.of[1], share.of[1]);
+            for (int i = 0; i < units; ++i) sum += from[i * WARP];
+            ((Kind*)this)->put(sum, target, first_piece + slot / ROWS, team);
         }
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            sum.of[i] = {sum_over_columns(sum.of[i].low), sum_over_columns(sum.of[i].high)};
-        }
-        ((Kind*)this)->put(sum, pair, piece, team);
+        half ^= 1;
     }
 };
 
@@ -167,16 +168,23 @@ struct GateUp : ExpertStage<GateUp, IQ2_XXS, 1, 4> {
         in.load(x + (size_t)(pair / used) * gate.columns, unit, lane);
     }
 
-    __device__ inline void put(const Share& sum, u32 pair, int tile, int) const {
-        float weight = pair_weights[pair];
-        u16 low = float_to_half(weight * swiglu(sum.of[0].low, sum.of[1].low, limit));
-        u16 high = float_to_half(weight * swiglu(sum.of[0].high, sum.of[1].high, limit));
-        float group = half_to_float(low) + half_to_float(high);
-        for (int d = 4; d < WARP; d *= 2) group += __shfl_xor_sync(FULL_WARP, group, d);
-        size_t row = (size_t)pair * gate.rows;
-        int t = lane % 4;
-        if (t < 2) hidden[row + 16 * tile + 8 * t + lane / 4] = t ? high : low;
-        if (lane == 0) group_sums[row / 16 + group_sum_at(tile)] = float_to_half(group);
+    struct Target {
+        size_t row;
+        float weight;
+    };
+
+    __device__ inline Target target(u32 pair) const {
+        return {(size_t)pair * gate.rows, pair_weights[pair]};
+    }
+
+    __device__ inline void put(float sum, const Target& to, int tile, int) const {
+        // Lanes with gate's sums get up's.
+        int g = lane / 4, t = lane % 4;
+        float up = __shfl_xor_sync(FULL_WARP, sum, 2);
+        u16 y = float_to_half(to.weight * swiglu(sum, up, limit));
+        float group = warp_sum(t < 2 ? half_to_float(y) : 0.0f);
+        if (t < 2) hidden[to.row + 16 * tile + 8 * t + g] = y;
+        if (lane == 0) group_sums[to.row / 16 + group_sum_at(tile)] = float_to_half(group);
     }
 };
 
@@ -204,13 +212,14 @@ struct Down : ExpertStage<Down, Q2_K, 2, 2> {
         in.load(hidden + row, group_sums + row / 16, unit, lane);
     }
 
-    __device__ inline void put(const Share& sum, u32 pair, int piece, int team) const {
-        size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
-        // Lane t has the t-th of the four eights of rows.
-        int t = lane % 4, row = 16 * tile(piece, team, 0) + 8 * t + lane / 4;
-        float low = t < 2 ? sum.of[0].low : sum.of[1].low;
-        float high = t < 2 ? sum.of[0].high : sum.of[1].high;
-        if (row < stack.rows) out[slot * stack.rows + row] = t % 2 ? high : low;
+    // Where a pair's results go.
+    __device__ inline float* target(u32 pair) const {
+        return out + ((size_t)(pair / used) * (used + 1) + pair % used) * stack.rows;
+    }
+
+    __device__ inline void put(float sum, float* to, int piece, int team) const {
+        int row = 16 * tile(piece, team, 0) + 8 * (lane % 4) + lane / 4;
+        if (row < stack.rows) to[row] = sum;
     }
 };
 

@@ -24,13 +24,10 @@ const GROUP_BLOCKS: usize = 128;
 /// Warps of a block that routes, one row each.
 const ROUTE_WARPS: usize = 8;
 /// Of the kernels in kernels/experts_q2.cu: threads of a block, units of 256 columns that it takes
-/// at most for gate and up (half of them for down), rows multiplied at a time, and bytes of a
-/// thread's share of their sums.
+/// at most for gate and up (half of them for down), and shared memory for their sums.
 const Q2_THREADS: usize = 512;
 const Q2_UNITS: usize = 16;
-const Q2_GATE_UP_ROWS: usize = 4;
-const Q2_DOWN_ROWS: usize = 2;
-const SHARE: usize = 16;
+const Q2_SUMS: usize = 2 * 8 * Q2_THREADS * size_of::<f32>();
 
 /// Buffers of the experts for `n` rows.
 pub struct Scratch {
@@ -206,8 +203,7 @@ impl ExpertStage<'_> {
         let gate_up_tiles = most * config.expert_width / TILE;
         let (kernel, blocks, threads, shared) =
             if w.gate.ty == WeightType::Iq2Xxs && config.hidden <= Q2_UNITS * 256 {
-                let sums = Q2_GATE_UP_ROWS * Q2_THREADS * SHARE;
-                ("experts_gate_up_q2", self.q2_blocks(gate_up_tiles), Q2_THREADS, 2 * sums)
+                ("experts_gate_up_q2", self.q2_blocks(gate_up_tiles), Q2_THREADS, Q2_SUMS)
             } else {
                 ("experts_gate_up_any", self.any_blocks(gate_up_tiles), 32 * DECODE_WARPS, 0)
             };
@@ -236,12 +232,11 @@ impl ExpertStage<'_> {
             && w.shared_down.ty == WeightType::Q8_0
             && config.expert_width <= Q2_UNITS / 2 * 256
         {
-            let sums = Q2_DOWN_ROWS * Q2_THREADS * SHARE;
             return self.device.launch(
                 "experts_down_q2",
                 [self.q2_blocks(down_tiles), 1, 1],
                 Q2_THREADS,
-                2 * sums,
+                Q2_SUMS,
                 args![
                     stack,
                     Arg::value(groups),
