@@ -1,12 +1,14 @@
-//! Real clients against a server of scripted answers. They have to be installed first:
-//! `tests/clients/run.sh` does that, and then runs these.
+//! Real clients, against a server of scripted answers, and the official SDKs against `ds4 serve` with
+//! nano, too. They have to be installed first: `tests/clients/run.sh` does that, and then runs
+//! these.
 
 mod support;
 
 use std::{
     env, fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -17,11 +19,15 @@ fn installed() -> PathBuf {
     env::var_os("DS4_CLIENTS").expect("run tests/clients/run.sh").into()
 }
 
-/// Runs a script with the server's address, and expects success.
+/// Runs a script against scripted answers.
 fn run(program: PathBuf, script: PathBuf) {
     let timing = Timing { step: Duration::from_millis(2), ..Timing::default() };
     let running = Running::timed(config(), timing);
-    let address = format!("http://{}", running.address);
+    run_against(&format!("http://{}", running.address), program, script);
+}
+
+/// Runs a script with a server's address, and expects success.
+fn run_against(address: &str, program: PathBuf, script: PathBuf) {
     let output = Command::new(program).arg(&script).arg(address).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
@@ -56,6 +62,44 @@ fn both_for_typescript() {
 #[ignore = "needs installed clients: tests/clients/run.sh"]
 fn the_page_in_a_browser() {
     run("node".into(), installed().join("page.mjs"));
+}
+
+/// `ds4 serve` with its built-in model; dropping it ends it.
+struct Nano {
+    child: Child,
+    address: String,
+}
+
+impl Nano {
+    fn start() -> Nano {
+        let program = env::var_os("DS4_PROGRAM").expect("run tests/clients/run.sh");
+        let mut command = Command::new(program);
+        command.args(["serve", "--port", "0", "-c", "8192", "--backend", "cpu"]);
+        command.args(["--token", "secret"]).env_remove("DS4_MODEL").stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let serves = |line: String| Some(line.strip_prefix("Serving on ")?.to_owned());
+        let address = lines.map_while(Result::ok).find_map(serves).expect("it does not serve");
+        Nano { child, address }
+    }
+}
+
+impl Drop for Nano {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+#[ignore = "needs installed clients: tests/clients/run.sh"]
+fn nano_answers_every_official_sdk() {
+    let (nano, clients) = (Nano::start(), installed());
+    let scripts = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
+    let python = clients.join("py/bin/python");
+    run_against(&nano.address, python.clone(), scripts.join("openai_nano.py"));
+    run_against(&nano.address, python, scripts.join("anthropic_nano.py"));
+    run_against(&nano.address, "node".into(), clients.join("nano.mjs"));
 }
 
 /// A coding agent is asked to make a file, with nothing of its own but a new home.

@@ -14,4 +14,9 @@ if [ -z "${DS4_CLIENTS:-}" ]; then
 fi
 export DS4_CLIENTS
 cp "$here"/*.mjs "$DS4_CLIENTS"
-cd "$here/../.." && cargo test --release --test clients -- --ignored --nocapture --test-threads 1
+cd "$here/../../../.."
+# The whole workspace, as all tests build it.
+cargo build --release
+DS4_PROGRAM=${CARGO_TARGET_DIR:-$PWD/target}/release/ds4
+export DS4_PROGRAM
+cargo test --release -p ds4-server --test clients -- --ignored --nocapture --test-threads 1

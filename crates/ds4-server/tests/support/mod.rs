@@ -20,16 +20,23 @@ use scripted::{Capacity, Scripted, Timing, Work};
 use tokio::sync::oneshot;
 
 static TINY: &[u8] = include_bytes!("../../../../models/tiny/tiny-b-q2.gguf");
+static NANO: &[u8] = include_bytes!("../../../../models/nano/nano.gguf");
 
-/// The small model, whose weights are random.
+/// The tiny model, whose weights are random.
 pub fn model() -> Arc<Model> {
     static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
-    let load = || Model::from_gguf(GgufFile::from_static("tiny", TINY).unwrap()).unwrap();
-    MODEL.get_or_init(|| Arc::new(load())).clone()
+    MODEL.get_or_init(|| load("tiny", TINY)).clone()
+}
+
+fn load(name: &str, bytes: &'static [u8]) -> Arc<Model> {
+    Arc::new(Model::from_gguf(GgufFile::from_static(name, bytes).unwrap()).unwrap())
 }
 
 pub fn tokenizer() -> Arc<Tokenizer> {
-    let model = model();
+    tokenizer_of(&model())
+}
+
+fn tokenizer_of(model: &Model) -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_gguf(&model.files()[0], model.config.vocab).unwrap())
 }
 
@@ -65,10 +72,20 @@ pub struct Running {
 }
 
 impl Running {
-    /// Serves answers of the small model.
-    pub fn small_model(config: ServerConfig) -> Running {
-        let backend = CpuBackend::new(model(), Kernels::detect(), CacheRounding::On);
-        Running::start(Engine::new(backend), config)
+    /// Serves answers of the tiny model, which are noise.
+    pub fn tiny(config: ServerConfig) -> Running {
+        Running::computed(config, model())
+    }
+
+    /// Serves answers of the model that is built into `ds4`.
+    pub fn nano(config: ServerConfig) -> Running {
+        Running::computed(config, load("nano", NANO))
+    }
+
+    fn computed(config: ServerConfig, model: Arc<Model>) -> Running {
+        let tokenizer = tokenizer_of(&model);
+        let backend = CpuBackend::new(model, Kernels::detect(), CacheRounding::On);
+        Running::start_with(Engine::new(backend), tokenizer, config)
     }
 
     /// Serves the answers of [`scripted::SCRIPTS`].
