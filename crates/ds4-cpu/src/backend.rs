@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ds4_engine::{
     Backend,
-    backend::{Batch, Frontier, LayerRows, StageResult, Sublayer},
+    backend::{Batch, Frontier, HeadOutput, LayerRows, StageResult, Sublayer},
     observer::{ExpertObserver, Observation},
     rope::{Frequencies, Rotation, frequencies, rotation},
     rows::CacheRounding,
@@ -322,7 +322,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn head(&self, batch: &Batch, x: Activations) -> StageResult<Vec<f32>> {
+    fn head(&self, batch: &Batch, x: Activations) -> StageResult<HeadOutput> {
         let (config, weights) = (&self.model.config, &self.model.weights);
         let width = STREAMS * config.hidden;
         let streams: Vec<f32> = batch
@@ -339,7 +339,7 @@ impl Backend for CpuBackend {
         let mut logits = vec![0.0; batch.logit_rows.len() * config.vocab];
         let input = self.input(&h, config.hidden, rows);
         input.matmul(weights.output.view(), &mut logits);
-        Ok(logits)
+        Ok(HeadOutput::from_logits(batch, config.vocab, logits))
     }
 
     fn rewind(&self, cache: &mut Cache, position: usize) {

@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc};
 
 use ds4_engine::{
     Backend,
-    backend::{BackendError, Batch, Frontier, LayerRows, PREFILL_MIN, Span, StageResult, Sublayer},
+    backend::{
+        BackendError, Batch, Frontier, HeadOutput, LayerRows, PREFILL_MIN, Span, StageResult,
+        Sublayer,
+    },
     rope::frequencies,
     rows::CacheRounding,
 };
@@ -385,7 +388,7 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn head(&self, batch: &Batch, mut x: Activations) -> StageResult<Vec<f32>> {
+    fn head(&self, batch: &Batch, mut x: Activations) -> StageResult<HeadOutput> {
         let shape = self.shape(batch);
         let key = (shape.rows, shape.logits);
         let only_decodes = shape.rows == shape.decode_rows;
@@ -394,18 +397,22 @@ impl Backend for CudaBackend {
             Some(graph) => graph.launch()?,
             None => self.stages(scratch, shape).head()?,
         }
-        let len = shape.logits * self.model.config.vocab;
-        let Head { logits, host, .. } = &mut scratch.head;
-        let out = self.device.download_pinned(logits, host, len)?.to_vec();
+        // Not recorded: how many rows want no more than a token changes from step to step where
+        // requests differ, and a launch that waits in the stream costs next to nothing.
+        self.stages(scratch, shape).best(batch.best_rows)?;
+        let Head { logits, host, best, .. } = &mut scratch.head;
+        let best = best.read(&self.device, batch.best_rows)?;
+        let [first, end] = [batch.best_rows, shape.logits].map(|n| n * self.model.config.vocab);
+        let logits = self.device.download_pinned(logits, first..end, host)?.to_vec();
         if only_decodes && !scratch.graphs.contains_key(&key) {
             match self.device.capture(|| self.stages(scratch, shape).run()) {
                 Ok(graph) => drop(scratch.graphs.insert(key, graph)),
-                // The logits are there; the next step does without a recorded one, too.
+                // The output is there; the next step does without a recorded one, too.
                 Err(BackendError::OutOfMemory(_)) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(out)
+        Ok(HeadOutput { best, logits })
     }
 
     fn rewind(&self, cache: &mut Cache, position: usize) {

@@ -32,6 +32,7 @@ macro_rules! programs {
 
 /// All kernels.
 pub const PROGRAMS: &[Program] = programs!(
+    "argmax.cu",
     "attention.cu",
     "compressor.cu",
     "decode_products.cu",

@@ -215,24 +215,27 @@ impl Device {
         Ok(out)
     }
 
-    /// Copies the start of a buffer to pinned memory, after all earlier work, and waits.
+    /// Copies a range to the start of pinned memory, after all earlier work, and waits.
     ///
     /// # Panics
-    /// If either side is shorter than `len`.
+    /// If the buffer has no such range, or `to` no room for it.
     pub fn download_pinned<'a, T: Pod>(
         &self,
         from: &Buffer<T>,
+        range: Range<usize>,
         to: &'a mut Pinned<T>,
-        len: usize,
     ) -> StageResult<&'a [T]> {
-        assert!(len <= from.len && len <= to.len, "download beyond the end of a buffer");
-        let bytes = len * size_of::<T>();
-        self.run("copy from the device", || {
-            // SAFETY: both sides have that many bytes.
-            unsafe {
-                sys::cuMemcpyDtoHAsync_v2(to.pointer.cast(), from.pointer.0, bytes, self.0.stream)
-            }
-        })?;
+        let len = range.len();
+        assert!(range.end <= from.len && len <= to.len, "download beyond the end of a buffer");
+        if len > 0 {
+            let (source, bytes) = (from.at(range.start).0, len * size_of::<T>());
+            self.run("copy from the device", || {
+                // SAFETY: both sides have that many bytes.
+                unsafe {
+                    sys::cuMemcpyDtoHAsync_v2(to.pointer.cast(), source, bytes, self.0.stream)
+                }
+            })?;
+        }
         self.synchronize()?;
         Ok(&to.as_slice()[..len])
     }

@@ -12,7 +12,7 @@ use crate::{
     cache::LayerPointers,
     device::{Buffer, Device, Graph, Pinned, Pointer},
     products::{Input, Product, Products},
-    stages::{attention, experts, hyper_connection},
+    stages::{argmax::BestTokens, attention, experts, hyper_connection},
     step::StepTable,
     weights::{self, Weights},
 };
@@ -103,6 +103,7 @@ pub(crate) struct Head {
     pub x_low: Buffer<u16>,
     pub logits: Buffer<f32>,
     pub host: Pinned<f32>,
+    pub best: BestTokens,
     pub products: Products,
 }
 
@@ -297,6 +298,7 @@ impl Head {
             x,
             x_low,
             host: device.pinned(rows * config.vocab)?,
+            best: BestTokens::new(device, rows, config.vocab)?,
             products: Products::new(device, vec![product])?,
             logits,
         })

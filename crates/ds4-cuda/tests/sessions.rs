@@ -63,6 +63,7 @@ fn alone(
 fn assert_same_bits(what: &str, found: &[Logits], expected: &[Logits]) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(found.best(), expected.best(), "{what}: likeliest token of session {i}");
         assert_eq!(found.data.len(), expected.data.len(), "{what}: session {i}");
         let differ =
             found.data.iter().zip(&expected.data[..]).filter(|(a, b)| a.to_bits() != b.to_bits());
@@ -115,20 +116,23 @@ fn mixed_steps_have_the_same_bits_as_each_session_alone() {
 fn only_the_logits_asked_for_come_back() {
     let Some(engine) = engine(CacheRounding::On) else { return };
     let starts = starts(&engine);
-    let tokens = next_tokens(6, 0, |i| [1, 5, 20, 1, 5, 20][i]);
-    let kinds = [LogitsWanted::None, LogitsWanted::Last, LogitsWanted::All];
+    let tokens = next_tokens(8, 0, |i| [1, 5, 20, 1, 5, 20, 1, 20][i]);
+    let kinds = [LogitsWanted::None, LogitsWanted::Best, LogitsWanted::Last, LogitsWanted::All];
     let expected =
-        kinds.map(|kind| alone(&engine, &mut sessions(&engine, &starts, 6), &tokens, kind));
-    for (none, (last, all)) in expected[0].iter().zip(expected[1].iter().zip(&expected[2])) {
-        assert!(none.data.is_empty());
+        kinds.map(|kind| alone(&engine, &mut sessions(&engine, &starts, 8), &tokens, kind));
+    for i in 0..8 {
+        let [none, best, last, all] = expected.each_ref().map(|logits| &logits[i]);
+        assert!(none.is_empty() && none.best().is_none());
+        assert!(best.data.is_empty() && !best.is_empty());
+        assert_eq!(best.best(), Some(sampling::argmax(last.last().unwrap())));
         // Few logits of a prompt are computed like those of decoded tokens.
         let row = |logits: &Logits| [logits.last().unwrap().to_vec()];
         let d = Difference::of(&row(last), &row(all));
         assert!(last.data.len() == last.vocab && d.max_abs <= 0.05, "{d:?}");
     }
-    for shift in 0..3 {
-        let kind = |i: usize| (i + i / 3 + shift) % 3;
-        let mut sessions = sessions(&engine, &starts, 6);
+    for shift in 0..4 {
+        let kind = |i: usize| (i + i / 4 + shift) % 4;
+        let mut sessions = sessions(&engine, &starts, 8);
         let work = sessions.iter_mut().zip(&tokens).enumerate();
         let mut work: Vec<_> = work
             .map(|(i, (session, tokens))| Work { session, tokens, logits: kinds[kind(i)] })
@@ -138,6 +142,35 @@ fn only_the_logits_asked_for_come_back() {
             let what = format!("session {i} wants {:?}", kinds[kind(i)]);
             assert_same_bits(&what, slice::from_ref(found), &expected[kind(i)][i..i + 1]);
         }
+    }
+}
+
+/// Steps of as many rows, and so one recorded step, with any of them content with a token.
+#[test]
+fn tokens_chosen_on_the_device_are_those_of_the_logits() {
+    let Some(engine) = engine(CacheRounding::On) else { return };
+    let starts = starts(&engine);
+    let mut single = sessions(&engine, &starts, 5);
+    let mut together = sessions(&engine, &starts, 5);
+    let mut tokens = next_tokens(5, 0, |_| 1);
+    for greedy in [0b00000, 0b11111, 0b10010, 0b00000, 0b01101, 0b11111_u32] {
+        let expected = alone(&engine, &mut single, &tokens, LogitsWanted::Last);
+        let work = together.iter_mut().zip(&tokens).enumerate();
+        let mut work: Vec<_> = work
+            .map(|(i, (session, tokens))| {
+                let is_greedy = greedy >> i & 1 == 1;
+                let logits = if is_greedy { LogitsWanted::Best } else { LogitsWanted::Last };
+                Work { session, tokens, logits }
+            })
+            .collect();
+        let found = engine.step(&mut work).unwrap();
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let what = format!("greedy: {greedy:05b}, session {i}");
+            assert_eq!(found.best(), expected.best(), "{what}");
+            let wanted = if greedy >> i & 1 == 1 { None } else { expected.last() };
+            assert!(found.last() == wanted, "{what}");
+        }
+        tokens = expected.iter().map(|logits| vec![logits.best().unwrap().unwrap()]).collect();
     }
 }
 

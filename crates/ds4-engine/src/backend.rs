@@ -9,7 +9,11 @@ use std::ops::Range;
 
 use ds4_model::config::Config;
 
-use crate::{TokenId, rows::CacheRounding};
+use crate::{
+    TokenId,
+    rows::CacheRounding,
+    sampling::{UnusableLogits, argmax},
+};
 
 /// Shortest span that takes the matrix–matrix path; shorter ones are decoded row by row.
 ///
@@ -48,8 +52,28 @@ pub struct Batch {
     pub decode_rows: usize,
     /// Rows whose logits are wanted: first those of spans that want few, then the others.
     pub logit_rows: Vec<usize>,
+    /// Leading entries of `logit_rows` of which no more than the likeliest token is wanted.
+    pub best_rows: usize,
     /// Leading entries of `logit_rows` whose spans want fewer than [`PREFILL_MIN`].
     pub decode_logits: usize,
+}
+
+/// What the output head makes of the rows in [`Batch::logit_rows`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadOutput {
+    /// The likeliest tokens after the first [`Batch::best_rows`] of them, chosen as by [`argmax`].
+    pub best: Vec<Result<TokenId, UnusableLogits>>,
+    /// Logits of the others, `[rows, vocab]`.
+    pub logits: Vec<f32>,
+}
+
+impl HeadOutput {
+    /// What a backend without a faster way makes of the logits `[logit_rows, vocab]` of all rows.
+    pub fn from_logits(batch: &Batch, vocab: usize, mut logits: Vec<f32>) -> Self {
+        let best = logits.chunks_exact(vocab).take(batch.best_rows).map(argmax).collect();
+        logits.drain(..batch.best_rows * vocab);
+        HeadOutput { best, logits }
+    }
 }
 
 /// A failure of the device.
@@ -200,8 +224,8 @@ pub trait Backend: Send + Sync {
         batch: &Batch,
         x: &mut Self::Activations,
     ) -> StageResult;
-    /// Logits `[logit_rows, vocab]` of the wanted rows.
-    fn head(&self, batch: &Batch, x: Self::Activations) -> StageResult<Vec<f32>>;
+    /// Logits of the wanted rows, or their likeliest tokens where those are enough.
+    fn head(&self, batch: &Batch, x: Self::Activations) -> StageResult<HeadOutput>;
 
     /// Goes back to `position`, at most [`MAX_REWIND`](crate::MAX_REWIND) tokens before the
     /// highest one written.

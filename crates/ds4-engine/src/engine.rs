@@ -9,8 +9,9 @@ use ds4_model::config::Config;
 
 use crate::{
     Session, TokenId,
-    backend::{Backend, BackendError, Batch, PREFILL_MIN, Span},
+    backend::{Backend, BackendError, Batch, HeadOutput, PREFILL_MIN, Span},
     forward::forward,
+    sampling::{UnusableLogits, argmax},
 };
 
 /// Runs a model on a backend.
@@ -33,6 +34,9 @@ pub struct Work<'a, B: Backend> {
 pub enum LogitsWanted {
     /// None: a prefill chunk that is not the last.
     None,
+    /// Of those after the last token only where the largest is: some devices find it faster than
+    /// they hand out half a megabyte.
+    Best,
     /// Those after the last token.
     Last,
     /// Those after every token.
@@ -43,23 +47,25 @@ impl LogitsWanted {
     fn count(self, tokens: usize) -> usize {
         match self {
             LogitsWanted::None => 0,
-            LogitsWanted::Last => 1,
+            LogitsWanted::Best | LogitsWanted::Last => 1,
             LogitsWanted::All => tokens,
         }
     }
 }
 
-/// Logits of some rows, `[rows, vocab]`.
-#[derive(Debug, Clone, PartialEq)]
+/// Logits of some rows, `[rows, vocab]`, or the likeliest token of one.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Logits {
     /// Columns.
     pub vocab: usize,
     /// Row-major.
     pub data: LogitRows,
+    /// With [`LogitsWanted::Best`], which has no data.
+    best: Option<Result<TokenId, UnusableLogits>>,
 }
 
 /// A part of a step's logits, which its works share: a row of the real model has half a megabyte.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LogitRows {
     step: Arc<Vec<f32>>,
     own: Range<usize>,
@@ -100,7 +106,17 @@ impl Logits {
 
     /// The last row, if any was wanted.
     pub fn last(&self) -> Option<&[f32]> {
-        self.data.rchunks_exact(self.vocab).next()
+        (!self.data.is_empty()).then(|| &self.data[self.data.len() - self.vocab..])
+    }
+
+    /// The likeliest token after the last row (see [`argmax`]), if anything was wanted.
+    pub fn best(&self) -> Option<Result<TokenId, UnusableLogits>> {
+        self.best.or_else(|| self.last().map(argmax))
+    }
+
+    /// Whether nothing was wanted.
+    pub fn is_empty(&self) -> bool {
+        self.best.is_none() && self.data.is_empty()
     }
 }
 
@@ -240,6 +256,7 @@ fn plan<B: Backend>(work: &[Work<'_, B>]) -> (Batch, Vec<usize>) {
         spans: Vec::new(),
         decode_rows: 0,
         logit_rows: Vec::new(),
+        best_rows: 0,
         decode_logits: 0,
     };
     let mut last_row = vec![0; work.len()];
@@ -255,9 +272,13 @@ fn plan<B: Backend>(work: &[Work<'_, B>]) -> (Batch, Vec<usize>) {
     }
     let wanted = |i: usize| work[i].logits.count(work[i].tokens.len());
     let mut by_logits = by_span;
-    by_logits.sort_by_key(|&i| wanted(i) >= PREFILL_MIN);
+    let is_best = |i: usize| work[i].logits == LogitsWanted::Best;
+    by_logits.sort_by_key(|&i| (wanted(i) >= PREFILL_MIN, !is_best(i)));
     for &i in &by_logits {
         batch.logit_rows.extend(last_row[i] - wanted(i)..last_row[i]);
+        if is_best(i) {
+            batch.best_rows = batch.logit_rows.len();
+        }
         if wanted(i) < PREFILL_MIN {
             batch.decode_logits = batch.logit_rows.len();
         }
@@ -266,15 +287,19 @@ fn plan<B: Backend>(work: &[Work<'_, B>]) -> (Batch, Vec<usize>) {
 }
 
 fn distribute<B: Backend>(
-    data: Vec<f32>,
+    output: HeadOutput,
     vocab: usize,
     work: &[Work<'_, B>],
     order: &[usize],
 ) -> Vec<Logits> {
-    let none = LogitRows { step: Arc::new(data), own: 0..0 };
-    let mut out = vec![Logits { vocab, data: none }; work.len()];
-    let mut start = 0;
+    let none = LogitRows { step: Arc::new(output.logits), own: 0..0 };
+    let mut out = vec![Logits { vocab, data: none, best: None }; work.len()];
+    let (mut best, mut start) = (output.best.into_iter(), 0);
     for &i in order {
+        if work[i].logits == LogitsWanted::Best {
+            out[i].best = best.next();
+            continue;
+        }
         let end = start + work[i].logits.count(work[i].tokens.len()) * vocab;
         out[i].data.own = start..end;
         start = end;

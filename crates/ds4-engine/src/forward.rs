@@ -2,16 +2,16 @@
 
 use ds4_model::config::LayerKind;
 
-use crate::backend::{Backend, Batch, StageResult, Sublayer};
+use crate::backend::{Backend, Batch, HeadOutput, StageResult, Sublayer};
 
-/// Runs `batch` through the model; returns the logits of `batch.logit_rows`.
+/// Runs `batch` through the model; returns what is wanted of `batch.logit_rows`.
 ///
 /// `caches[i]` belongs to session `i` of the batch and advances by its span.
 pub(crate) fn forward<B: Backend>(
     b: &B,
     batch: &Batch,
     caches: &mut [&mut B::Cache],
-) -> StageResult<Vec<f32>> {
+) -> StageResult<HeadOutput> {
     let mut x = b.embed(batch)?;
     for (l, layer) in b.config().layers.iter().enumerate() {
         b.hc_pre(l, Sublayer::Attention, batch, &mut x)?;

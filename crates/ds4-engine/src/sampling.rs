@@ -7,7 +7,7 @@ mod scan;
 
 use std::cmp::Ordering;
 
-use crate::TokenId;
+use crate::{Logits, LogitsWanted, TokenId};
 use scan::{Choices, Scan};
 
 /// How to sample.
@@ -47,7 +47,7 @@ pub struct TokenLogprob {
 }
 
 /// The logits hold a NaN or no finite value, so there is no distribution to sample.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 #[error("the model produced no usable logits (NaN or all infinite)")]
 pub struct UnusableLogits;
 
@@ -74,6 +74,22 @@ impl Sampler {
     pub fn new(params: SamplingParams, seed: u64) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
         Sampler { params, rng, scan: Scan::default(), left: Vec::new() }
+    }
+
+    /// What must be wanted of a step for [`sample_after`](Self::sample_after).
+    pub fn wants(&self) -> LogitsWanted {
+        if self.is_greedy() { LogitsWanted::Best } else { LogitsWanted::Last }
+    }
+
+    /// The next token after the last of a step's, of which more than nothing was wanted.
+    ///
+    /// # Errors
+    /// If there is no distribution to draw from.
+    pub fn sample_after(&mut self, step: &Logits) -> Result<TokenId, UnusableLogits> {
+        if self.is_greedy() {
+            return step.best().unwrap_or(Err(UnusableLogits));
+        }
+        self.sample(step.last().unwrap_or_default())
     }
 
     /// The next token.
@@ -110,9 +126,13 @@ impl Sampler {
         self.scan.argmax(choices)
     }
 
+    fn is_greedy(&self) -> bool {
+        self.params.temperature <= 0.0
+    }
+
     fn choose(&mut self, choices: Choices<'_>) -> Result<TokenId, UnusableLogits> {
         self.scan.look(choices)?;
-        if self.params.temperature <= 0.0 {
+        if self.is_greedy() {
             return self.scan.argmax(choices);
         }
         self.find_candidates(choices);

@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, ops::ControlFlow};
 
-use ds4_engine::{Backend, Engine, LogitsWanted, Session, TokenId, Work, sampling::argmax};
+use ds4_engine::{Backend, Engine, LogitsWanted, Session, TokenId, Work};
 use ds4_model::{
     detokenize::{OutputDelta, OutputSplitter},
     prompt::PromptEncoder,
@@ -187,12 +187,11 @@ impl<'c, B: Backend> Active<'c, B> {
         self.tokens.len() - self.session.len()
     }
 
-    /// Takes the most likely token.
-    fn take(&mut self, logits: &[f32]) -> Result<()> {
-        let token = argmax(logits)?;
+    /// Takes the next token.
+    fn take(&mut self, token: TokenId) {
         if self.stops.contains(&token) {
             self.ended = Some(Ended::ByItself);
-            return Ok(());
+            return;
         }
         self.tokens.push(token);
         let delta = self.splitter.push(token);
@@ -200,7 +199,6 @@ impl<'c, B: Backend> Active<'c, B> {
         if self.tokens.len() - self.prompt_tokens >= self.limit {
             self.ended = Some(Ended::AtTheLimit);
         }
-        Ok(())
     }
 
     fn add(&mut self, delta: OutputDelta) {
@@ -254,13 +252,13 @@ fn step<B: Backend>(engine: &Engine<B>, active: &mut [Active<'_, B>]) -> Result<
         work.push(Work {
             session: &mut case.session,
             tokens: &case.tokens[start..start + count],
-            logits: if is_last { LogitsWanted::Last } else { LogitsWanted::None },
+            logits: if is_last { LogitsWanted::Best } else { LogitsWanted::None },
         });
     }
     let logits = engine.step(&mut work)?;
     for (index, logits) in indices.into_iter().zip(logits) {
-        if let Some(row) = logits.last() {
-            active[index].take(row)?;
+        if let Some(token) = logits.best() {
+            active[index].take(token?);
         }
     }
     Ok(wanted.iter().sum())

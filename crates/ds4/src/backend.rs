@@ -7,7 +7,7 @@ use ds4_cpu::CpuBackend;
 use ds4_cuda::CudaBackend;
 use ds4_engine::{
     Backend,
-    backend::{Batch, Frontier, LayerRows, StageResult, Sublayer},
+    backend::{Batch, Frontier, HeadOutput, LayerRows, StageResult, Sublayer},
     rows::CacheRounding,
 };
 use ds4_model::config::Config;
@@ -173,7 +173,7 @@ impl Backend for AnyBackend {
     stage!(run_experts(layer: usize));
     stage!(hc_post(layer: usize, sublayer: Sublayer));
 
-    fn head(&self, batch: &Batch, x: Activations) -> StageResult<Vec<f32>> {
+    fn head(&self, batch: &Batch, x: Activations) -> StageResult<HeadOutput> {
         match (self, x) {
             (AnyBackend::Cpu(b), Activations::Cpu(x)) => b.head(batch, *x),
             (AnyBackend::Cuda(b), Activations::Cuda(x)) => b.head(batch, x),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ds4_engine::{
-    LogitsWanted, TokenId, Work,
+    Logits, LogitsWanted, TokenId, Work,
     sampling::{self, Sampler, TokenLogprob},
 };
 use indicatif::ProgressBar;
@@ -26,6 +26,13 @@ pub struct Limits<'a> {
     pub stops: &'a [TokenId],
     /// How many of the likeliest tokens to report with each; `None` reports no probabilities.
     pub top_logprobs: Option<usize>,
+}
+
+impl Limits<'_> {
+    /// What [`decode`] with `sampler` needs of each step.
+    pub fn wanted(&self, sampler: &Sampler) -> LogitsWanted {
+        if self.top_logprobs.is_some() { LogitsWanted::Last } else { sampler.wants() }
+    }
 }
 
 /// A token of the answer.
@@ -66,7 +73,7 @@ impl Speed {
     }
 }
 
-/// Appends `tokens` and returns the logits of the last, if `wanted`; `None` if Ctrl-C came first,
+/// Appends `tokens` and returns what is wanted of the last chunk; `None` if Ctrl-C came first,
 /// and then the session holds a part of them.
 pub fn prefill(
     engine: &Engine,
@@ -75,8 +82,8 @@ pub fn prefill(
     wanted: LogitsWanted,
     bar: Option<&ProgressBar>,
     speed: &mut Speed,
-) -> Result<Option<Vec<f32>>> {
-    let mut logits = Vec::new();
+) -> Result<Option<Logits>> {
+    let mut logits = Logits::default();
     let size = engine.backend().prefill_chunk();
     let last = tokens.len().div_ceil(size);
     for (i, chunk) in (1..).zip(tokens.chunks(size)) {
@@ -100,19 +107,19 @@ pub fn step(
     tokens: &[TokenId],
     logits: LogitsWanted,
     speed: &mut Speed,
-) -> Result<Vec<f32>> {
+) -> Result<Logits> {
     let start = Instant::now();
     let mut logits = engine.step(&mut [Work { session, tokens, logits }])?;
     speed.tokens += tokens.len();
     speed.time += start.elapsed();
-    Ok(logits.remove(0).data.into_vec())
+    Ok(logits.remove(0))
 }
 
-/// Continues a session that has just produced `logits`; gives every token to `each`.
+/// Continues a session that has just produced `logits`, those of [`Limits::wanted`]; gives every token to `each`.
 pub fn decode(
     engine: &Engine,
     session: &mut Session,
-    mut logits: Vec<f32>,
+    mut logits: Logits,
     sampler: &mut Sampler,
     limits: &Limits<'_>,
     speed: &mut Speed,
@@ -122,19 +129,19 @@ pub fn decode(
         if interrupt::pressed() {
             return Ok(Finish::Interrupted);
         }
-        let token = sampler.sample(&logits)?;
+        let token = sampler.sample_after(&logits)?;
         if limits.stops.contains(&token) {
             return Ok(Finish::Stop);
         }
-        let logprobs = limits.top_logprobs.map(|n| sampling::logprobs(&logits, token, n));
-        let logprobs = logprobs.transpose()?;
+        let logprobs = limits.top_logprobs.zip(logits.last());
+        let logprobs = logprobs.map(|(n, row)| sampling::logprobs(row, token, n)).transpose()?;
         each(Drawn { token, logprobs })?;
         if session.len() >= limits.context {
             return Ok(Finish::ContextFull);
         }
         // The logits after the last token are of no use.
         if left > 0 {
-            logits = step(engine, session, &[token], LogitsWanted::Last, speed)?;
+            logits = step(engine, session, &[token], limits.wanted(sampler), speed)?;
         }
     }
     Ok(Finish::Length)

@@ -253,6 +253,12 @@ impl Stages<'_> {
         s.head.products.run(device, self.grid(), decode_logits, logits)
     }
 
+    /// The likeliest tokens of the first `rows` of them, to `scratch.head.best`.
+    pub fn best(&self, rows: usize) -> StageResult {
+        let s = self.scratch;
+        s.head.best.find(self.device, rows, &s.head.logits, &s.arrivals)
+    }
+
     fn products(&self, products: &crate::products::Products) -> StageResult {
         products.run(self.device, self.grid(), self.shape.decode_rows, self.shape.rows)
     }

@@ -1,5 +1,6 @@
 //! The stages of a layer: which kernels run, on which rows, with which buffers.
 
+pub mod argmax;
 pub mod attention;
 pub mod compressor;
 pub mod experts;

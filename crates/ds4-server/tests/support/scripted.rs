@@ -13,7 +13,7 @@ use std::{
 
 use ds4_engine::{
     Backend, BackendError, TokenId,
-    backend::{Batch, Frontier, LayerFrontier, LayerRows, StageResult, Sublayer},
+    backend::{Batch, Frontier, HeadOutput, LayerFrontier, LayerRows, StageResult, Sublayer},
     rows::CacheRounding,
 };
 use ds4_model::{Model, config::Config, tokenizer::Tokenizer};
@@ -379,7 +379,7 @@ impl Backend for Scripted {
         Ok(())
     }
 
-    fn head(&self, batch: &Batch, x: Rows) -> StageResult<Vec<f32>> {
+    fn head(&self, batch: &Batch, x: Rows) -> StageResult<HeadOutput> {
         let vocab = self.config.vocab;
         // Not zero, which would be memory that nobody has touched yet.
         let mut logits = vec![-1.0; batch.logit_rows.len() * vocab];
@@ -391,7 +391,7 @@ impl Backend for Scripted {
         if let Some(work) = &self.work {
             work.end();
         }
-        Ok(logits)
+        Ok(HeadOutput::from_logits(batch, vocab, logits))
     }
 
     fn rewind(&self, cache: &mut Cache, position: usize) {

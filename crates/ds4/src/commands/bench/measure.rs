@@ -3,10 +3,9 @@
 use std::{iter, slice, time::Instant};
 
 use anyhow::{Context, Result};
-use ds4_engine::{Backend, Logits, LogitsWanted, TokenId, Work, sampling};
+use ds4_engine::{Backend, LogitsWanted, TokenId, Work, sampling::UnusableLogits};
 use ds4_model::Model;
 use indicatif::ProgressBar;
-use rayon::prelude::*;
 
 use super::{
     BenchArgs,
@@ -33,8 +32,7 @@ pub struct Bench<'a> {
     session: Session,
     /// What it took to read all that the session holds.
     seconds: f64,
-    /// The token that would end the text.
-    end: Option<TokenId>,
+    next: Next<'a>,
     bar: ProgressBar,
 }
 
@@ -54,8 +52,11 @@ impl<'a> Bench<'a> {
             text,
             session: engine.new_session()?,
             seconds: 0.0,
-            // A model without a tokenizer can be measured all the same.
-            end: text::tokenizer(model).ok().map(|tokenizer| tokenizer.special().eos),
+            next: Next {
+                text,
+                // A model without a tokenizer can be measured all the same.
+                end: text::tokenizer(model).ok().map(|tokenizer| tokenizer.special().eos),
+            },
             bar: terminal::progress_bar(rounds as u64, "measuring", Unit::Steps),
         })
     }
@@ -116,11 +117,11 @@ impl<'a> Bench<'a> {
             self.engine,
             &mut self.session,
             tokens,
-            LogitsWanted::Last,
+            LogitsWanted::Best,
             None,
             &mut Speed::default(),
         )?;
-        let token = greedy(&logits.unwrap_or_default(), self.end)?;
+        let token = self.next.after(position, logits.context("interrupted")?.best())?;
         Ok((start.elapsed().as_secs_f64(), token))
     }
 
@@ -136,7 +137,7 @@ impl<'a> Bench<'a> {
 
         let mut step_seconds = Vec::new();
         let mut round = |steps: usize| {
-            let seconds = decode(engine, &mut group, firsts.clone(), steps, self.end)?;
+            let seconds = decode(engine, &mut group, firsts.clone(), steps, self.next)?;
             for session in &mut group {
                 engine.truncate(session, &start)?;
             }
@@ -179,36 +180,41 @@ fn decode(
     group: &mut [&mut Session],
     mut tokens: Vec<TokenId>,
     steps: usize,
-    end: Option<TokenId>,
+    next: Next<'_>,
 ) -> Result<Vec<f64>> {
     let mut step = || {
         let start = Instant::now();
         let work = group.iter_mut().zip(&tokens).map(|(session, token)| Work {
             session,
             tokens: slice::from_ref(token),
-            logits: LogitsWanted::Last,
+            logits: LogitsWanted::Best,
         });
         let logits = engine.step(&mut work.collect::<Vec<_>>())?;
-        let choose = |row: Logits| greedy(&row.data, end);
-        tokens = match logits.len() {
-            // Waking other threads would take longer.
-            ..4 => logits.into_iter().map(choose).collect::<Result<_>>()?,
-            _ => logits.into_par_iter().map(choose).collect::<Result<_>>()?,
-        };
+        let each = group.iter().zip(&logits);
+        tokens = each
+            .map(|(session, logits)| next.after(session.len(), logits.best()))
+            .collect::<Result<_>>()?;
         Ok(start.elapsed().as_secs_f64())
     };
     (0..steps).map(|_| step()).collect()
 }
 
-/// The likeliest token, but never the one that would end the text.
-fn greedy(logits: &[f32], end: Option<TokenId>) -> Result<TokenId> {
-    let best = sampling::argmax(logits)?;
-    if Some(best) != end {
-        return Ok(best);
+/// What a step says of the likeliest token.
+type Best = Result<TokenId, UnusableLogits>;
+
+/// What follows in a session: the likeliest token, but never the one that would end the text.
+#[derive(Clone, Copy)]
+struct Next<'a> {
+    /// Goes on where the model would not.
+    text: &'a [TokenId],
+    end: Option<TokenId>,
+}
+
+impl Next<'_> {
+    fn after(self, position: usize, best: Option<Best>) -> Result<TokenId> {
+        let best = best.unwrap_or(Err(UnusableLogits))?;
+        Ok(if Some(best) == self.end { self.text[position % self.text.len()] } else { best })
     }
-    let mut others = logits.to_vec();
-    others[best as usize] = f32::NEG_INFINITY;
-    Ok(sampling::argmax(&others)?)
 }
 
 /// `n` different tokens, `first` among them: sessions that agreed would share their experts.
@@ -233,7 +239,11 @@ mod tests {
 
     #[test]
     fn the_end_is_never_chosen() {
-        assert_eq!(greedy(&[0.0, 2.0, 1.0], Some(1)).unwrap(), 2);
-        assert_eq!(greedy(&[0.0, 2.0, 1.0], None).unwrap(), 1);
+        let next = Next { text: &[5, 6, 7], end: Some(1) };
+        let after = |position, token| next.after(position, Some(Ok(token))).unwrap();
+        assert_eq!(after(4, 2), 2);
+        assert_eq!(after(4, 1), 6);
+        assert_eq!(Next { end: None, ..next }.after(4, Some(Ok(1))).unwrap(), 1);
+        assert!(next.after(4, Some(Err(UnusableLogits))).is_err());
     }
 }

@@ -3,7 +3,7 @@
 use std::{mem, sync::Arc};
 
 use anyhow::{Result, ensure};
-use ds4_engine::{LogitsWanted, TokenId, sampling::Sampler};
+use ds4_engine::{Logits, LogitsWanted, TokenId, sampling::Sampler};
 use ds4_model::{
     chat::Dialogue,
     detokenize::{Channel, OutputDelta, OutputSplitter},
@@ -156,15 +156,16 @@ impl Conversation {
     ) -> Result<(Turn, Vec<TokenId>)> {
         let mut turn = Turn::new(prompt.len());
         let mut answer = Vec::new();
-        let Some(logits) = self.read(prompt, &mut turn)? else {
-            return Ok((turn, answer));
-        };
         let tokenizer: Arc<Tokenizer> = self.encoder.tokenizer().clone();
         let limits = Limits {
             context: self.context,
             answer: self.answer_tokens,
             stops: &tokenizer.special().turn_ends(),
             top_logprobs,
+        };
+        let wanted = limits.wanted(&self.sampler);
+        let Some(logits) = self.read(prompt, wanted, &mut turn)? else {
+            return Ok((turn, answer));
         };
         let mut splitter = OutputSplitter::after_prompt(tokenizer.clone(), prompt);
         let mut decode = mem::take(&mut turn.decode);
@@ -192,12 +193,17 @@ impl Conversation {
         Ok((turn, answer))
     }
 
-    /// Computes what the session doesn't hold of `prompt`; the logits after it, unless Ctrl-C was
+    /// Computes what the session doesn't hold of `prompt`; what is wanted after it, unless Ctrl-C was
     /// pressed.
     ///
     /// The next prompt repeats this one except for its last token (reasoning is not repeated), so
     /// that is a place to come back to.
-    fn read(&mut self, prompt: &[TokenId], turn: &mut Turn) -> Result<Option<Vec<f32>>> {
+    fn read(
+        &mut self,
+        prompt: &[TokenId],
+        wanted: LogitsWanted,
+        turn: &mut Turn,
+    ) -> Result<Option<Logits>> {
         self.live.keep_prefix_of(&self.engine, prompt)?;
         turn.kept = self.live.session.len();
         let new = &prompt[turn.kept..];
@@ -222,7 +228,7 @@ impl Conversation {
         }
         self.live.mark(&self.engine);
         let session = &mut self.live.session;
-        generation::step(&self.engine, session, last, LogitsWanted::Last, speed).map(Some)
+        generation::step(&self.engine, session, last, wanted, speed).map(Some)
     }
 
     /// A line about a turn's speed and the context.

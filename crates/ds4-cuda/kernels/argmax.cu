@@ -1,0 +1,64 @@
+// The likeliest token of rows of logits.
+
+#include "common.cuh"
+
+#define ARGMAX_THREADS 256
+#define ARGMAX_WARPS (ARGMAX_THREADS / WARP)
+// Logits that a thread reads at once.
+#define THREAD_LOGITS 16
+// What stands for the token of a row with a NaN or without a largest finite number; mirrors
+// src/stages/argmax.rs.
+#define UNUSABLE 0xffffffffu
+
+// Orders tokens by their logits, and those of equal ones the other way: the largest is the best.
+// Above all numbers is a NaN.
+__device__ inline u64 rank(float logit, u32 token) {
+    u32 bits = __float_as_uint(logit);
+    // The two zeros are equal.
+    if (bits == 0x80000000u) bits = 0;
+    u32 order = bits >> 31 ? ~bits : bits | 0x80000000u;
+    if (logit != logit) order = 0xffffffffu;
+    return (u64)order << 32 | (u32)~token;
+}
+
+// The largest over the block, in thread 0.
+__device__ inline u64 block_best(u64 best, u64 (&warp_best)[ARGMAX_WARPS]) {
+    for (int d = WARP / 2; d > 0; d /= 2) best = max(best, __shfl_xor_sync(FULL_WARP, best, d));
+    if (threadIdx.x % WARP == 0) warp_best[threadIdx.x / WARP] = best;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int w = 1; w < ARGMAX_WARPS; ++w) best = max(best, warp_best[w]);
+    }
+    return best;
+}
+
+// The best of each row of `logits [n, vocab]`, the first of equals, to `tokens [n]`. Grid: (blocks
+// that share a row, rows). `parts [n, blocks]` is for the blocks' own best, `arrivals [n]` zero
+// before and after.
+extern "C" __global__ void __launch_bounds__(ARGMAX_THREADS) argmax(
+    const float* logits, u32 vocab, u64* parts, u32* arrivals, u32* tokens
+) {
+    __shared__ u64 warp_best[2][ARGMAX_WARPS];
+    launch_dependents();
+    wait_for_dependencies();
+    u32 row = blockIdx.y, first = blockIdx.x * ARGMAX_THREADS * THREAD_LOGITS + threadIdx.x;
+    const float* own = logits + (u64)row * vocab;
+    u64 best = 0;
+#pragma unroll
+    for (u32 i = 0; i < THREAD_LOGITS; ++i) {
+        u32 token = first + i * ARGMAX_THREADS;
+        if (token < vocab) best = max(best, rank(own[token], token));
+    }
+    best = block_best(best, warp_best[0]);
+    u64* own_parts = parts + (u64)row * gridDim.x;
+    if (threadIdx.x == 0) own_parts[blockIdx.x] = best;
+    if (!last_to_arrive(arrivals + row, gridDim.x)) return;
+
+    best = 0;
+    for (u32 i = threadIdx.x; i < gridDim.x; i += ARGMAX_THREADS) best = max(best, own_parts[i]);
+    best = block_best(best, warp_best[1]);
+    if (threadIdx.x == 0) {
+        bool usable = best >> 32 > rank(-INFINITY, 0) >> 32 && best >> 32 < rank(INFINITY, 0) >> 32;
+        tokens[row] = usable ? ~(u32)best : UNUSABLE;
+    }
+}
