@@ -5,6 +5,7 @@
 // beside it.
 
 #include "products.cuh"
+#include "router.cuh"
 
 // Products of one launch, as a kernel argument: reading them from memory would delay every block.
 #define MOST_PRODUCTS 12
@@ -12,9 +13,31 @@ struct ProductList {
     Product at[MOST_PRODUCTS];
 };
 
+// What is to happen as soon as the first product is done, if it is the router's. Mirrors
+// `RouteAfter` in src/stages/experts.rs.
+struct RouteAfter {
+    // Without `logits`: nothing.
+    Routing routing;
+    // The pairs of each expert (see `Groups`).
+    u32* pairs;
+    u32* starts;
+    u32* active;
+    u32* active_count;
+    u32* arrivals;
+};
+
+// One block: the choice of all rows, and the pairs of each expert.
+__device__ inline void route_rows(const RouteAfter& after, int n) {
+    const Routing& r = after.routing;
+    for (int row = threadIdx.x / WARP; row < n; row += DECODE_WARPS) route_row(r, row);
+    __syncthreads();
+    group_few<DECODE_WARPS>(r.ids, n * r.used, r.experts, after.pairs, after.starts, after.active,
+                            after.active_count);
+}
+
 template <int TYPES, int TOKENS>
 __device__ inline void run_products(
-    const ProductList& products, int count, int n, const uint4* iq2_grid
+    const ProductList& products, int count, int n, const RouteAfter& after, const uint4* iq2_grid
 ) {
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     launch_dependents();
@@ -34,34 +57,43 @@ __device__ inline void run_products(
     run_product<TYPES, TOKENS, DECODE_WARPS>(
         p, blockIdx.x - p.first_block, first, n, own_grid(grids), scratch,
         [] { wait_for_dependencies(); });
+    if (after.routing.logits && which == 0) {
+        int blocks = count > 1 ? products.at[1].first_block : gridDim.x;
+        if (last_to_arrive(after.arrivals, blocks * gridDim.y)) route_rows(after, n);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) decode_products_8(
-    __grid_constant__ const ProductList products, int count, int n, const uint4* iq2_grid
+    __grid_constant__ const ProductList products, int count, int n,
+    __grid_constant__ const RouteAfter after, const uint4* iq2_grid
 ) {
-    run_products<DENSE_TYPES, 1>(products, count, n, iq2_grid);
+    run_products<DENSE_TYPES, 1>(products, count, n, after, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) decode_products_16(
-    __grid_constant__ const ProductList products, int count, int n, const uint4* iq2_grid
+    __grid_constant__ const ProductList products, int count, int n,
+    __grid_constant__ const RouteAfter after, const uint4* iq2_grid
 ) {
-    run_products<DENSE_TYPES, 2>(products, count, n, iq2_grid);
+    run_products<DENSE_TYPES, 2>(products, count, n, after, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) decode_products_32(
-    __grid_constant__ const ProductList products, int count, int n, const uint4* iq2_grid
+    __grid_constant__ const ProductList products, int count, int n,
+    __grid_constant__ const RouteAfter after, const uint4* iq2_grid
 ) {
-    run_products<DENSE_TYPES, 4>(products, count, n, iq2_grid);
+    run_products<DENSE_TYPES, 4>(products, count, n, after, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) decode_products_64(
-    __grid_constant__ const ProductList products, int count, int n, const uint4* iq2_grid
+    __grid_constant__ const ProductList products, int count, int n,
+    __grid_constant__ const RouteAfter after, const uint4* iq2_grid
 ) {
-    run_products<DENSE_TYPES, 8>(products, count, n, iq2_grid);
+    run_products<DENSE_TYPES, 8>(products, count, n, after, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) decode_products_any(
-    __grid_constant__ const ProductList products, int count, int n, const uint4* iq2_grid
+    __grid_constant__ const ProductList products, int count, int n,
+    __grid_constant__ const RouteAfter after, const uint4* iq2_grid
 ) {
-    run_products<ANY_TYPE, 1>(products, count, n, iq2_grid);
+    run_products<ANY_TYPE, 1>(products, count, n, after, iq2_grid);
 }

@@ -20,28 +20,35 @@ struct Pieces {
     int next_expert, next_piece;
 };
 
+// Pieces that a block does in a row: then all blocks work on few experts at any time, and the
+// memory on few of its pages.
+#define MOST_IN_A_ROW 8
+
 // Calls stage.run<ROWS>(…) for the block's share of the tiles, which come in `pieces` an expert.
 // `ready` is called when the first weights have been asked for.
 template <typename Stage, typename Ready>
 __device__ __forceinline__ void run_share(Stage& stage, const Groups& groups, int pieces, Ready ready) {
-    int all = *groups.active_count * pieces;
-    int at = all * blockIdx.x / gridDim.x, end = all * (blockIdx.x + 1) / gridDim.x;
-    int index = at / pieces, expert = 0;
-    if (at < end) {
-        expert = groups.active[index];
+    int all = *groups.active_count * pieces, blocks = gridDim.x;
+    int rounds = (all + blocks * MOST_IN_A_ROW - 1) / (blocks * MOST_IN_A_ROW);
+    int length = (all + blocks * rounds - 1) / (blocks * rounds);
+    int at = blockIdx.x * length, end = min(at + length, all), expert = 0;
+    if (at < all) {
+        expert = groups.active[at / pieces];
         stage.fetch(0, expert, at % pieces);
         stage.fetch(1, expert, at % pieces);
     }
     ready();
-    while (at < end) {
-        int first_piece = at - index * pieces, last = min(end, (index + 1) * pieces);
-        int next_expert = last < end ? (int)groups.active[index + 1] : -1;
+    while (at < all) {
+        int index = at / pieces, last = min(end, (index + 1) * pieces);
+        // What comes after these pieces: others of the share's, or of the next round's.
+        int next = last < end ? last : end + (blocks - 1) * length;
+        int next_expert = next < all ? (int)groups.active[next / pieces] : -1;
         int start = groups.starts[expert], stop = groups.starts[expert + 1];
         for (int first = start; first < stop; first += Stage::MOST_ROWS) {
-            // What comes after these rows: the next ones, or the next expert.
             bool more = first + Stage::MOST_ROWS < stop;
+            int first_piece = at - index * pieces;
             Pieces some = {expert, first_piece, last - index * pieces, more ? expert : next_expert,
-                           more ? first_piece : 0};
+                           more ? first_piece : next % pieces};
             const u32* pairs = groups.pairs + first;
             int count = min(stop - first, Stage::MOST_ROWS);
             if (count == 1) {
@@ -52,9 +59,9 @@ __device__ __forceinline__ void run_share(Stage& stage, const Groups& groups, in
                 stage.template run<Stage::MOST_ROWS>(some, pairs, count);
             }
         }
-        at = last;
+        if (next != last) end = min(next + length, all);
+        at = next;
         expert = next_expert;
-        ++index;
     }
 }
 

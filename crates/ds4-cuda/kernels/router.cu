@@ -1,118 +1,20 @@
 // Which experts each row uses, how much of each, and the rows of each expert.
 
-#include "common.cuh"
+#include "router.cuh"
 
-// Scores that a lane holds: up to 512 experts.
-#define LANE_SCORES 16
-// Floor under the sum of chosen scores, as in other engines; real weights never come near it.
-#define SMALLEST_SUM 6.1035156e-5f
-
-__device__ inline float sqrt_softplus(float x) {
-    return sqrtf(x > 20.0f ? x : log1pf(expf(x)));
-}
-
-// One warp per row: `logits [n, experts]` to `ids` and `weights` [n, used], ids ascending.
-// `table [vocab, used]` names the experts where they depend on the token; else `bias [experts]`
-// is added to the scores for the choice alone.
+// One warp per row.
 extern "C" __global__ void __launch_bounds__(256) route(
-    const float* logits, const u32* tokens, int n, int experts, int used, const float* bias,
-    const u32* table, float routed_scale, u32* ids, float* weights
+    __grid_constant__ const Routing routing, int first_row, int end_row
 ) {
     launch_dependents();
     wait_for_dependencies();
-    int lane = threadIdx.x % WARP, row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    if (row >= n) return;
-    const float* own = logits + (size_t)row * experts;
-    u32* chosen = ids + (size_t)row * used;
-    if (table) {
-        if (lane < used) chosen[lane] = table[(size_t)tokens[row] * used + lane];
-    } else {
-        float biased[LANE_SCORES];
-#pragma unroll
-        for (int i = 0; i < LANE_SCORES; ++i) {
-            int e = 32 * i + lane;
-            biased[i] = e < experts ? sqrt_softplus(own[e]) + bias[e] : -INFINITY;
-        }
-        u32 taken = 0;
-        for (int j = 0; j < used; ++j) {
-            // The largest that is not taken yet; of equal ones the lower index.
-            float best = -INFINITY;
-            int at = experts;
-#pragma unroll
-            for (int i = 0; i < LANE_SCORES; ++i) {
-                int e = 32 * i + lane;
-                if (!(taken >> i & 1) && e < experts && (biased[i] > best || at == experts)) {
-                    best = biased[i];
-                    at = e;
-                }
-            }
-            for (int d = 16; d > 0; d /= 2) {
-                float other = __shfl_xor_sync(FULL_WARP, best, d);
-                int other_at = __shfl_xor_sync(FULL_WARP, at, d);
-                if (other_at < experts &&
-                    (at == experts || other > best || (other == best && other_at < at))) {
-                    best = other;
-                    at = other_at;
-                }
-            }
-            if (at % 32 == lane) taken |= 1u << (at / 32);
-        }
-        // The taken ones in ascending order.
-        int before = 0;
-#pragma unroll
-        for (int i = 0; i < LANE_SCORES; ++i) {
-            u32 votes = __ballot_sync(FULL_WARP, taken >> i & 1);
-            if (taken >> i & 1) {
-                chosen[before + __popc(votes & ((1u << lane) - 1))] = 32 * i + lane;
-            }
-            before += __popc(votes);
-        }
-    }
-    __syncwarp();
-    float score = 0.0f;
-    if (lane < used) score = sqrt_softplus(own[chosen[lane]]);
-    float sum = warp_sum(score);
-    if (lane < used) weights[(size_t)row * used + lane] = routed_scale * score / fmaxf(sum, SMALLEST_SUM);
+    int row = first_row + blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (row < end_row) route_row(routing, row);
 }
 
 // Threads of a block that groups pairs, one for each expert.
 #define GROUP_THREADS 512
 #define GROUP_WARPS (GROUP_THREADS / WARP)
-
-// Counts over the experts up to one's own: pairs, experts that have pairs, tiles.
-struct ExpertCounts {
-    u32 pairs, active, tiles;
-
-    __device__ inline void add(const ExpertCounts& o) {
-        pairs += o.pairs;
-        active += o.active;
-        tiles += o.tiles;
-    }
-};
-
-// The sum over the threads before this one; `all` becomes that over the block.
-__device__ inline ExpertCounts counts_before(
-    const ExpertCounts& own, ExpertCounts (&warp_counts)[GROUP_WARPS], ExpertCounts& all
-) {
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    ExpertCounts sum = own;
-#pragma unroll
-    for (int d = 1; d < WARP; d *= 2) {
-        ExpertCounts below = {
-            __shfl_up_sync(FULL_WARP, sum.pairs, d), __shfl_up_sync(FULL_WARP, sum.active, d),
-            __shfl_up_sync(FULL_WARP, sum.tiles, d)};
-        if (lane >= d) sum.add(below);
-    }
-    if (lane == WARP - 1) warp_counts[warp] = sum;
-    __syncthreads();
-    all = {0, 0, 0};
-#pragma unroll
-    for (int w = 0; w < GROUP_WARPS; ++w) {
-        if (w == warp) sum.add(all);
-        all.add(warp_counts[w]);
-    }
-    return {sum.pairs - own.pairs, sum.active - own.active, sum.tiles - own.tiles};
-}
 
 // Pairs that a thread reads at once, so that it waits for memory once.
 #define READ_AHEAD 8

@@ -6,6 +6,7 @@ use ds4_engine::backend::StageResult;
 use crate::{
     arguments::{Arg, args},
     device::{Buffer, Device, Pointer},
+    stages::experts::RouteAfter,
     weights::{DeviceMatrix, Planes, TILE},
 };
 
@@ -182,8 +183,20 @@ impl Products {
 
     /// Multiplies rows 0 to `decode` one way and those up to `rows` the other.
     pub fn run(&self, device: &Device, grid: Pointer, decode: usize, rows: usize) -> StageResult {
+        self.run_and_route(device, grid, decode, rows, &RouteAfter::NOTHING)
+    }
+
+    /// The same, and routes the rows that are decoded as soon as the first product is done.
+    pub fn run_and_route(
+        &self,
+        device: &Device,
+        grid: Pointer,
+        decode: usize,
+        rows: usize,
+        after: &RouteAfter,
+    ) -> StageResult {
         if decode > 0 {
-            self.decode(device, grid, decode)?;
+            self.decode(device, grid, decode, after)?;
         }
         if rows > decode {
             self.run_prefill(device, grid, decode, rows)?;
@@ -191,7 +204,13 @@ impl Products {
         Ok(())
     }
 
-    fn decode(&self, device: &Device, grid: Pointer, rows: usize) -> StageResult {
+    fn decode(
+        &self,
+        device: &Device,
+        grid: Pointer,
+        rows: usize,
+        after: &RouteAfter,
+    ) -> StageResult {
         let (kernel, eights) = match rows {
             _ if !self.dense => ("decode_products_any", 1),
             0..=8 => ("decode_products_8", 1),
@@ -208,7 +227,7 @@ impl Products {
                 [*blocks, rows.div_ceil(8 * eights), 1],
                 32 * DECODE_WARPS,
                 shared,
-                args![Arg::value(list), products.len(), rows, grid],
+                args![Arg::value(list), products.len(), rows, Arg::value(*after), grid],
             )?;
         }
         Ok(())

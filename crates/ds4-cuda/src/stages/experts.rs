@@ -18,6 +18,9 @@ mod tests;
 
 /// Pairs of a tile when many rows are computed.
 const TILE_PAIRS: usize = 64;
+/// Pairs of rows and experts that are grouped right after the router's product; mirrors
+/// `MOST_FEW_PAIRS` in kernels/router.cuh.
+const MOST_FEW_PAIRS: usize = 1024;
 /// Threads of a block that groups pairs by expert, one for each; and blocks that share the work.
 const GROUP_THREADS: usize = 512;
 const GROUP_BLOCKS: usize = 128;
@@ -62,6 +65,57 @@ struct Groups {
     starts: Pointer,
     active: Pointer,
     active_count: Pointer,
+}
+
+/// Mirrors `Routing` in kernels/router.cuh.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Routing {
+    logits: Pointer,
+    bias: Pointer,
+    table: Pointer,
+    tokens: Pointer,
+    ids: Pointer,
+    weights: Pointer,
+    experts: i32,
+    used: i32,
+    scale: f32,
+    padding: i32,
+}
+
+/// Routing of the rows that are decoded, for the launch of the router's product. Mirrors
+/// `RouteAfter` in kernels/decode_products.cu.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct RouteAfter {
+    routing: Routing,
+    groups: Groups,
+    arrivals: Pointer,
+}
+
+impl RouteAfter {
+    /// For products that have nothing to do with routing.
+    pub(crate) const NOTHING: RouteAfter = RouteAfter {
+        routing: Routing {
+            logits: Pointer::NULL,
+            bias: Pointer::NULL,
+            table: Pointer::NULL,
+            tokens: Pointer::NULL,
+            ids: Pointer::NULL,
+            weights: Pointer::NULL,
+            experts: 0,
+            used: 0,
+            scale: 0.0,
+            padding: 0,
+        },
+        groups: Groups {
+            pairs: Pointer::NULL,
+            starts: Pointer::NULL,
+            active: Pointer::NULL,
+            active_count: Pointer::NULL,
+        },
+        arrivals: Pointer::NULL,
+    };
 }
 
 /// Mirrors `Stack` in kernels/products.cuh.
@@ -135,29 +189,57 @@ pub struct ExpertStage<'a> {
 }
 
 impl ExpertStage<'_> {
-    /// Turns router products into experts and their weights, and sorts rows by expert.
+    /// Routing of the rows that are decoded, if they are few enough to be routed in the launch of
+    /// the router's product. `arrivals` is a counter at zero.
+    pub fn route_after(&self, arrivals: &Buffer<u32>) -> RouteAfter {
+        if !self.are_few() {
+            return RouteAfter::NOTHING;
+        }
+        RouteAfter {
+            routing: self.routing(),
+            groups: self.scratch.groups[0].pointers(),
+            arrivals: arrivals.pointer(),
+        }
+    }
+
+    fn are_few(&self) -> bool {
+        self.decode_rows * self.config.experts_used <= MOST_FEW_PAIRS
+    }
+
+    /// Turns router products into experts and their weights, and sorts rows by expert: for the rows
+    /// that `route_after` left out.
     pub fn route(&self) -> StageResult {
+        let first = if self.are_few() { self.decode_rows } else { 0 };
+        if first < self.rows {
+            self.device.launch(
+                "route",
+                [(self.rows - first).div_ceil(ROUTE_WARPS), 1, 1],
+                32 * ROUTE_WARPS,
+                0,
+                args![Arg::value(self.routing()), first, self.rows],
+            )?;
+        }
+        let groups = &self.scratch.groups;
+        if !self.are_few() {
+            self.group(&groups[0], 0, self.decode_rows)?;
+        }
+        self.group(&groups[1], self.decode_rows, self.rows)
+    }
+
+    fn routing(&self) -> Routing {
         let (config, s) = (self.config, self.scratch);
-        self.device.launch(
-            "route",
-            [self.rows.div_ceil(ROUTE_WARPS), 1, 1],
-            32 * ROUTE_WARPS,
-            0,
-            args![
-                s.logits.pointer(),
-                self.step.token,
-                self.rows,
-                config.experts,
-                config.experts_used,
-                self.weights.bias.as_ref().map_or(Pointer::NULL, Buffer::pointer),
-                self.weights.table.as_ref().map_or(Pointer::NULL, Buffer::pointer),
-                config.routed_scale,
-                s.ids.pointer(),
-                s.weights.pointer()
-            ],
-        )?;
-        self.group(&s.groups[0], 0, self.decode_rows)?;
-        self.group(&s.groups[1], self.decode_rows, self.rows)
+        Routing {
+            logits: s.logits.pointer(),
+            bias: self.weights.bias.as_ref().map_or(Pointer::NULL, Buffer::pointer),
+            table: self.weights.table.as_ref().map_or(Pointer::NULL, Buffer::pointer),
+            tokens: self.step.token,
+            ids: s.ids.pointer(),
+            weights: s.weights.pointer(),
+            experts: config.experts as i32,
+            used: config.experts_used as i32,
+            scale: config.routed_scale,
+            padding: 0,
+        }
     }
 
     fn group(&self, groups: &GroupBuffers, first: usize, end: usize) -> StageResult {

@@ -230,8 +230,16 @@ impl Stages<'_> {
     }
 
     pub fn route(&self, layer: usize) -> StageResult {
-        self.products(&self.scratch.layers[layer].experts_input)?;
-        self.experts(layer).route()
+        let (s, experts) = (self.scratch, self.experts(layer));
+        let Shape { decode_rows, rows, .. } = self.shape;
+        s.layers[layer].experts_input.run_and_route(
+            self.device,
+            self.grid(),
+            decode_rows,
+            rows,
+            &experts.route_after(&s.arrivals),
+        )?;
+        experts.route()
     }
 
     pub fn run_experts(&self, layer: usize) -> StageResult {
