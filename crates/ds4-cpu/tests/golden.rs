@@ -4,7 +4,11 @@ mod common;
 
 use common::{CpuEngine, Distance, Golden, feed, golden, tiny_engine};
 use ds4_cpu::Kernels;
-use ds4_engine::{LogitsWanted, MAX_REWIND, RewindError, SnapshotError, Work, rows::CacheRounding};
+use ds4_engine::{
+    LogitsWanted, MAX_REWIND, RewindError, SnapshotError, Work,
+    rows::CacheRounding,
+    sampling::{Sampler, SamplingParams},
+};
 
 fn distance(engine: &CpuEngine, golden: &Golden) -> Distance {
     let mut session = engine.new_session().unwrap();
@@ -148,6 +152,41 @@ fn a_batch_equals_each_session_alone() {
             .unwrap();
         for (alone, together) in alone.iter().zip(&together) {
             assert_eq!(alone.concat(), together.data[..], "{kernels}");
+        }
+    }
+}
+
+/// Greedy samplers get tokens, others logits, and both choose as they would alone.
+#[test]
+fn samplers_choose_from_what_they_want_of_a_step() {
+    for kernels in Kernels::available() {
+        let engine = tiny_engine(kernels, CacheRounding::On);
+        let tokens = prompt();
+        let sampler = |greedy: bool| {
+            let params = if greedy { SamplingParams::greedy() } else { SamplingParams::default() };
+            Sampler::new(params, 3)
+        };
+        // Prompts and decoded tokens, some of them greedy.
+        let parts =
+            [(0..40, false), (40..41, true), (50..70, true), (70..71, false), (80..87, true)];
+        let mut sessions = parts.each_ref().map(|_| engine.new_session().unwrap());
+        let mut work: Vec<_> = sessions
+            .iter_mut()
+            .zip(&parts)
+            .map(|(session, (part, greedy))| Work {
+                session,
+                tokens: &tokens[part.clone()],
+                logits: sampler(*greedy).wants(),
+            })
+            .collect();
+        let together = engine.step(&mut work).unwrap();
+        for ((part, greedy), found) in parts.into_iter().zip(together) {
+            let mut session = engine.new_session().unwrap();
+            let (tokens, logits) = (&tokens[part], LogitsWanted::Last);
+            let alone = engine.step(&mut [Work { session: &mut session, tokens, logits }]).unwrap();
+            let expected = sampler(greedy).sample(&alone[0].data);
+            assert_eq!(sampler(greedy).sample_after(&found), expected, "{kernels}");
+            assert_eq!(found.last(), (!greedy).then_some(&alone[0].data[..]), "{kernels}");
         }
     }
 }

@@ -66,6 +66,29 @@ fn routes() {
 }
 
 #[test]
+fn logits_are_not_asked_for_where_a_token_is_enough() {
+    let (running, work) = Running::watched(config(), Timing::default(), support::tokenizer());
+    let answer = |more: Value| {
+        let mut asked = ask("json", 100);
+        asked.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        work.take();
+        let body = post(running.address, CHAT, &asked).json();
+        assert_eq!(body["choices"][0]["message"]["content"], r#"{"a": [1, 2]}"#, "{asked}");
+        let tokens = body["usage"]["completion_tokens"].as_u64().unwrap() as usize;
+        (work.take().unwrap().chosen, tokens)
+    };
+    let (chosen, tokens) = answer(json!({ "temperature": 0 }));
+    assert!(chosen >= tokens, "{chosen} of {tokens} tokens");
+    for more in [
+        json!({ "temperature": 1 }),
+        json!({ "temperature": 0, "logprobs": true }),
+        json!({ "temperature": 0, "response_format": { "type": "json_object" } }),
+    ] {
+        assert_eq!(answer(more.clone()).0, 0, "{more}");
+    }
+}
+
+#[test]
 fn tokens_are_asked_for() {
     let mut config = config();
     config.tokens = vec!["secret".to_owned()];

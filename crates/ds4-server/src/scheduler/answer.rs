@@ -4,7 +4,7 @@
 //! computes the logits, and once they are there a token need only be drawn. Tokens that are
 //! certain are added at once, and the engine computes them together with the one before them.
 
-use ds4_engine::{TokenId, sampling::Sampler, sampling::logprobs};
+use ds4_engine::{Logits, LogitsWanted, TokenId, sampling::Sampler, sampling::logprobs};
 use ds4_model::tokenizer::Tokenizer;
 
 use super::{AnswerToken, Event, Finish, outbox::Outbox};
@@ -32,7 +32,7 @@ pub(super) enum Continuation {
 /// Where the tokens of an answer go.
 pub(super) struct Growth<'a> {
     pub(super) tokenizer: &'a Tokenizer,
-    pub(super) logits: &'a [f32],
+    pub(super) logits: &'a Logits,
     /// Tokens to compute next.
     pub(super) pending: &'a mut Vec<TokenId>,
     /// How many of them the session can take.
@@ -41,6 +41,14 @@ pub(super) struct Growth<'a> {
 }
 
 impl Answer {
+    /// What a step must give for [`grow`](Self::grow).
+    pub(super) fn wanted(&self) -> LogitsWanted {
+        if self.guide.has_rules() || self.top_logprobs.is_some() {
+            return LogitsWanted::Last;
+        }
+        self.sampler.wants()
+    }
+
     /// Whether [`look_ahead`](Self::look_ahead) would find out what is not known yet.
     pub(super) fn wants_look_ahead(&self) -> bool {
         self.ahead.is_none() && self.guide.has_rules()
@@ -69,13 +77,12 @@ impl Answer {
             Continuation::Certain(tokens) => return self.add_certain(tokens, to),
             Continuation::Choice(next) => next,
         };
+        let row = to.logits.last().unwrap_or_default();
         let drawn = match next {
-            Next::Any => self.sampler.sample(to.logits),
-            Next::Among { mask, greedy: false } => {
-                self.sampler.sample_among(to.logits, mask.as_slice())
-            }
+            Next::Any => self.sampler.sample_after(to.logits),
+            Next::Among { mask, greedy: false } => self.sampler.sample_among(row, mask.as_slice()),
             Next::Among { mask, greedy: true } => {
-                self.sampler.likeliest_among(to.logits, mask.as_slice())
+                self.sampler.likeliest_among(row, mask.as_slice())
             }
         };
         let token = drawn.map_err(|error| error.to_string())?;
@@ -118,7 +125,8 @@ impl Answer {
 
     /// Adds a token; says if that ends the answer.
     fn add(&mut self, token: TokenId, to: &mut Growth<'_>) -> Result<Option<Finish>, String> {
-        let logprobs = self.top_logprobs.map(|n| logprobs(to.logits, token, n)).transpose();
+        let top = self.top_logprobs.zip(to.logits.last());
+        let logprobs = top.map(|(n, row)| logprobs(row, token, n)).transpose();
         let logprobs = logprobs.map_err(|error| error.to_string())?;
         to.outbox.hold(Event::Token(AnswerToken { token, logprobs }));
         self.tokens_left -= 1;

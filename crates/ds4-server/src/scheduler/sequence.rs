@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use ds4_engine::{Backend, Engine, LogitsWanted, TokenId, Work, sampling::Sampler};
+use ds4_engine::{Backend, Engine, Logits, LogitsWanted, TokenId, Work, sampling::Sampler};
 use ds4_model::tokenizer::Tokenizer;
 
 use super::{
@@ -130,7 +130,7 @@ impl<B: Backend> Sequence<B> {
     /// The planned work, and the rest.
     pub(super) fn parts(&mut self) -> Parts<'_, B> {
         let last = self.slice == self.request.pending.len();
-        let logits = if last { LogitsWanted::Last } else { LogitsWanted::None };
+        let logits = if last { self.request.answer.wanted() } else { LogitsWanted::None };
         let (session, tokens) = (&mut self.live.session, &self.request.pending[..self.slice]);
         let work = Work { session, tokens, logits };
         Parts { work, outbox: &mut self.request.outbox, answer: &mut self.request.answer }
@@ -147,9 +147,11 @@ impl<B: Backend> Sequence<B> {
         }
     }
 
-    /// Adds to the answer, if logits came.
-    pub(super) fn extend(&mut self, tokenizer: &Tokenizer, logits: Option<&[f32]>) -> Outcome {
-        let Some(logits) = logits else { return Outcome::Running };
+    /// Adds to the answer, if the step said what comes next.
+    pub(super) fn extend(&mut self, tokenizer: &Tokenizer, logits: &Logits) -> Outcome {
+        if logits.is_empty() {
+            return Outcome::Running;
+        }
         let grown = self.request.answer.grow(&mut Growth {
             tokenizer,
             logits,

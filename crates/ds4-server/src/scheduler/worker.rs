@@ -429,9 +429,8 @@ impl<B: Backend> Worker<B> {
         let stepped = running.filter(|(index, _)| indices.binary_search(index).is_ok());
         let mut stepped: Vec<_> = stepped.map(|(_, sequence)| sequence).zip(logits).collect();
         stepped.iter_mut().for_each(|(sequence, _)| sequence.stepped(engine));
-        let extend = |(sequence, logits): (&mut Sequence<B>, &Logits)| {
-            sequence.extend(tokenizer, logits.last())
-        };
+        let extend =
+            |(sequence, logits): (&mut Sequence<B>, &Logits)| sequence.extend(tokenizer, logits);
         let size: usize = logits.iter().map(|logits| logits.data.len()).sum();
         let outcomes: Vec<_> = if size >= WORTH_SHARING {
             stepped.into_par_iter().map(extend).collect()

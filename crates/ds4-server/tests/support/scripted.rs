@@ -142,6 +142,8 @@ pub struct Work(Arc<Mutex<Option<Done>>>);
 #[derive(Debug, Clone)]
 pub struct Done {
     pub steps: usize,
+    /// Tokens that were chosen without showing logits.
+    pub chosen: usize,
     /// Time between each step and the next.
     pub gaps: Vec<Duration>,
     /// Time on a processor in them.
@@ -172,7 +174,7 @@ impl Work {
         let (work, steps) = (Work::default(), 200);
         for _ in 0..steps {
             work.begin(Duration::from_micros(200), false);
-            work.end();
+            work.end(0);
         }
         work.take().map_or_else(Default::default, |done| {
             (done.usual_gap(), done.between / done.steps as u32)
@@ -188,6 +190,7 @@ impl Work {
             None => {
                 *done = Some(Done {
                     steps: 0,
+                    chosen: 0,
                     gaps: Vec::new(),
                     between: Duration::ZERO,
                     longest_shared: Duration::ZERO,
@@ -205,10 +208,11 @@ impl Work {
         }
     }
 
-    fn end(&self) {
+    fn end(&self, chosen: usize) {
         if let Some(done) = &mut *self.0.lock().unwrap() {
             done.ended_on_processor = on_processor();
             done.steps += 1;
+            done.chosen += chosen;
             done.ended = Instant::now();
         }
     }
@@ -389,7 +393,7 @@ impl Backend for Scripted {
             }
         }
         if let Some(work) = &self.work {
-            work.end();
+            work.end(batch.best_rows);
         }
         Ok(HeadOutput::from_logits(batch, vocab, logits))
     }
