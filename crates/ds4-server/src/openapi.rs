@@ -1,7 +1,11 @@
 //! The description of the interface, served at `/openapi.json`.
 //!
 //! It says what this server looks at; further fields of requests are ignored, as clients send many.
+//! What it answers is said in full.
 
+mod answers;
+
+use answers::named;
 use serde_json::{Map, Value, json};
 
 /// The description in OpenAPI 3.1.
@@ -15,18 +19,27 @@ pub(crate) fn description() -> Value {
         },
         "security": [{}, { "bearer": [] }, { "key": [] }],
         "paths": {
-            "/v1/models": { "get": read("List the model", "application/json") },
+            "/v1/models": { "get": read("List the model", "Models") },
             "/v1/models/{id}": { "get": one_model() },
-            "/v1/chat/completions": { "post": generate("Chat Completions", chat()) },
-            "/v1/completions": { "post": generate("Continue a text", completions()) },
-            "/v1/responses": { "post": generate("Responses", responses()) },
-            "/v1/messages": { "post": generate("Messages", messages()) },
+            "/v1/chat/completions": {
+                "post": generate("Chat Completions", chat(), ["ChatCompletion", "ChatCompletionChunk", "Error"]),
+            },
+            "/v1/completions": {
+                "post": generate("Continue a text", completions(), ["Completion", "CompletionChunk", "Error"]),
+            },
+            "/v1/responses": {
+                "post": generate("Responses", responses(), ["Response", "ResponseEvent", "Error"]),
+            },
+            "/v1/messages": {
+                "post": generate("Messages", messages(), ["Message", "MessageEvent", "MessagesError"]),
+            },
             "/v1/messages/count_tokens": { "post": count(messages()) },
-            "/health": { "get": read("Whether the server takes requests", "application/json") },
-            "/metrics": { "get": read("Figures for Prometheus", "application/openmetrics-text") },
-            "/openapi.json": { "get": read("This description", "application/json") },
+            "/health": { "get": health() },
+            "/metrics": { "get": read_text("Figures for Prometheus", "application/openmetrics-text") },
+            "/openapi.json": { "get": read_text("This description", "application/json") },
         },
         "components": {
+            "schemas": answers::schemas(),
             "securitySchemes": {
                 "bearer": { "type": "http", "scheme": "bearer" },
                 "key": { "type": "apiKey", "in": "header", "name": "x-api-key" },
@@ -35,48 +48,59 @@ pub(crate) fn description() -> Value {
     })
 }
 
-fn read(summary: &str, kind: &str) -> Value {
+fn json_of(description: &str, name: &str) -> Value {
+    json!({ "description": description,
+        "content": { "application/json": { "schema": named(name) } } })
+}
+
+fn read(summary: &str, name: &str) -> Value {
+    json!({ "summary": summary, "responses": errors(json_of("OK", name), "Error") })
+}
+
+fn read_text(summary: &str, kind: &str) -> Value {
     let content = Map::from_iter([(kind.to_owned(), json!({}))]);
-    json!({ "summary": summary, "responses": errors(json!({ "description": "OK", "content": content })) })
+    let ok = json!({ "description": "OK", "content": content });
+    json!({ "summary": summary, "responses": errors(ok, "Error") })
 }
 
 fn one_model() -> Value {
-    let mut operation = read("The model, under any name", "application/json");
+    let mut operation = read("The model, under any name", "Model");
     operation["parameters"] = json!([{ "name": "id", "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 } }]);
     operation
 }
 
-fn generate(summary: &str, schema: Value) -> Value {
+fn health() -> Value {
+    let mut operation = read("Whether the server takes requests", "Health");
+    operation["responses"]["503"] = json_of("The server is ending", "Health");
+    operation
+}
+
+/// An operation by the names of its whole answer, of its events' data, and of its errors.
+fn generate(summary: &str, schema: Value, [whole, event, error]: [&str; 3]) -> Value {
     let answer = json!({
-        "description": "The answer; an event stream if the request asks for one",
+        "description": "The answer; an event stream if the request asks for one, with data of this kind, or an error",
         "content": {
-            "application/json": { "schema": { "type": "object" } },
-            "text/event-stream": {},
+            "application/json": { "schema": named(whole) },
+            "text/event-stream": { "schema": { "type": "string" }, "x-event-data": named(event) },
         },
     });
     json!({
         "summary": summary,
         "requestBody": { "required": true, "content": { "application/json": { "schema": schema } } },
-        "responses": errors(answer),
+        "responses": errors(answer, error),
     })
 }
 
 fn count(schema: Value) -> Value {
-    let mut operation = generate("Count a prompt's tokens", schema);
-    let counted = json!({
-        "type": "object",
-        "properties": { "input_tokens": { "type": "integer" } },
-        "required": ["input_tokens"],
-    });
-    operation["responses"]["200"] = json!({
-        "description": "The number of tokens",
-        "content": { "application/json": { "schema": counted } },
-    });
-    operation
+    json!({
+        "summary": "Count a prompt's tokens",
+        "requestBody": { "required": true, "content": { "application/json": { "schema": schema } } },
+        "responses": errors(json_of("The number of tokens", "TokenCount"), "MessagesError"),
+    })
 }
 
 /// Every route may answer so.
-fn errors(ok: Value) -> Value {
+fn errors(ok: Value, error: &str) -> Value {
     let mut responses = json!({ "200": ok });
     for (status, description) in [
         ("400", "The request is wrong, or its prompt too long"),
@@ -87,14 +111,14 @@ fn errors(ok: Value) -> Value {
         ("408", "The request took too long to arrive"),
         ("413", "The request is too large"),
         ("429", "Too many requests wait; Retry-After says when to try again"),
-        ("431", "The headers are too large"),
         ("500", "The engine failed"),
-        ("503", "The server is shutting down"),
+        ("503", "The server is ending, or has no memory for this request"),
         ("504", "The answer took too long"),
     ] {
-        let content = json!({ "application/json": { "schema": { "type": "object", "required": ["error"] } } });
-        responses[status] = json!({ "description": description, "content": content });
+        responses[status] = json_of(description, error);
     }
+    // The headers are refused before anything is known of the request.
+    responses["431"] = json!({ "description": "The headers are too large" });
     responses
 }
 

@@ -2,12 +2,12 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 use support::{
     Running,
-    client::{Reply, get, post},
+    client::{Reply, get, post, send},
     config,
 };
 
@@ -64,20 +64,183 @@ fn values() -> Vec<Value> {
     values
 }
 
-fn is_described(operation: &Value, path: &str, reply: &Reply) {
-    let status = reply.status.to_string();
-    let described = operation["responses"].get(&status);
-    assert!(described.is_some(), "{path} answers {status}: {}", reply.body);
-    if reply.status >= 400 {
-        assert!(reply.json()["error"]["message"].is_string(), "{path}: {}", reply.body);
+/// The description, and what it says of answers.
+struct Description(Value);
+
+impl Description {
+    fn of(running: &Running) -> Description {
+        Description(get(running.address, "/openapi.json").json())
     }
+
+    /// That a reply has one of the described statuses, and its body the form described for it.
+    fn covers(&self, operation: &Value, path: &str, reply: &Reply) {
+        let status = reply.status.to_string();
+        let described = operation["responses"].get(&status);
+        let described = described.unwrap_or_else(|| panic!("{path} answers {status}: {reply:?}"));
+        let kind = reply.header("content-type").unwrap().split(';').next().unwrap();
+        let content = described["content"].get(kind);
+        let content = content.unwrap_or_else(|| panic!("{path} answers {kind} with {status}"));
+        if kind == "text/event-stream" {
+            for data in reply.data() {
+                let event = [&content["x-event-data"], &error_of(operation)];
+                assert!(event.iter().any(|schema| self.is_valid(schema, &data)), "{path}: {data}");
+            }
+        } else if let Some(schema) = content.get("schema") {
+            assert!(self.is_valid(schema, &reply.json()), "{path}, {status}: {}", reply.body);
+        }
+    }
+
+    fn is_valid(&self, schema: &Value, value: &Value) -> bool {
+        let mut schema = schema.clone();
+        schema["components"] = self.0["components"].clone();
+        jsonschema::validator_for(&schema).unwrap().is_valid(value)
+    }
+}
+
+fn error_of(operation: &Value) -> Value {
+    operation["responses"]["500"]["content"]["application/json"]["schema"].clone()
+}
+
+/// Requests that are answered in every way there is: by script, thinking, tools, and more.
+fn answered(path: &str) -> Vec<Value> {
+    let parameters = json!({ "type": "object", "properties": { "city": { "type": "string" },
+        "days": { "type": "integer" } }, "required": ["city"] });
+    let name = "get_weather";
+    let mut requests = Vec::new();
+    for (script, thinking, tools, more) in [
+        ("text", false, false, json!({})),
+        ("thinking", true, false, json!({})),
+        ("tools", false, true, json!({})),
+        ("thinking tools", true, true, json!({})),
+        ("text", false, false, json!({ "max_tokens": 2, "max_output_tokens": 2 })),
+        ("text", true, false, json!({ "logprobs": true, "top_logprobs": 2 })),
+        ("thinking", true, false, json!({ "stream_options": { "include_usage": true } })),
+        ("text", false, false, json!({ "stop": ["there"], "stop_sequences": ["there"] })),
+        ("", false, false, json!({})),
+    ] {
+        let text = format!("[{script}]");
+        let mut body = json!({ "model": "any", "max_tokens": 300, "max_output_tokens": 300 });
+        match path {
+            "/v1/responses" => {
+                let effort = if thinking { "low" } else { "none" };
+                body["input"] = json!(text);
+                body["reasoning"] = json!({ "effort": effort, "summary": "auto" });
+                body["tools"] = json!([
+                    { "type": "function", "name": name, "parameters": parameters },
+                    { "type": "custom", "name": "patch" },
+                ]);
+            }
+            "/v1/completions" => {
+                body["prompt"] = json!(text);
+                body["logprobs"] = more.get("top_logprobs").cloned().unwrap_or_default();
+                body["echo"] = json!(thinking);
+            }
+            _ => {
+                body["messages"] = json!([{ "role": "user", "content": text }]);
+                body["thinking"] = json!(thinking);
+                body["tools"] = match path {
+                    "/v1/messages" => json!([{ "name": name, "input_schema": parameters }]),
+                    _ => json!([{ "type": "function",
+                        "function": { "name": name, "parameters": parameters } }]),
+                };
+            }
+        }
+        if !tools {
+            body.as_object_mut().unwrap().remove("tools");
+        }
+        for (key, value) in more.as_object().unwrap() {
+            if !(path == "/v1/completions" && key.ends_with("logprobs")) {
+                body[key] = value.clone();
+            }
+        }
+        requests.push(body);
+    }
+    if path == "/v1/responses" {
+        requests.push(json!({ "input": "Do it.", "tools": [{ "type": "custom", "name": "patch" }],
+            "tool_choice": { "type": "custom", "name": "patch" }, "max_output_tokens": 20 }));
+    }
+    requests
+}
+
+#[test]
+fn answers_have_the_form_described() {
+    let running = Running::scripted(config());
+    let description = Description::of(&running);
+    let mut seen = 0;
+    for (path, methods) in description.0["paths"].as_object().unwrap() {
+        let operation = &methods["post"];
+        if !operation.is_object() || path.ends_with("count_tokens") {
+            continue;
+        }
+        for mut body in answered(path) {
+            let is_for_streams = body.get("stream_options").is_some();
+            for stream in [false, true].into_iter().filter(|stream| *stream || !is_for_streams) {
+                body["stream"] = json!(stream);
+                let reply = post(running.address, path, &body);
+                assert_eq!(reply.status, 200, "{path}: {body}: {}", reply.body);
+                description.covers(operation, path, &reply);
+                seen += 1;
+            }
+        }
+    }
+    let models = "GET /v1/models HTTP/1.1\r\nanthropic-version: 1\r\nconnection: close\r\n";
+    for path in ["", "/any"] {
+        let request = models.replace("models", &format!("models{path}"));
+        let reply = send(running.address, &format!("{request}host: {}\r\n\r\n", running.address));
+        let path = if path.is_empty() { "/v1/models" } else { "/v1/models/{id}" };
+        description.covers(&description.0["paths"][path]["get"], path, &reply);
+    }
+    println!("{seen} answers");
+    assert!(seen > 60);
+}
+
+/// A closed description would notice a field too many, a missing one, and another type.
+#[test]
+fn a_wrong_answer_would_be_noticed() {
+    let running = Running::scripted(config());
+    let description = Description::of(&running);
+    for path in ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"] {
+        let answers = &description.0["paths"][path]["post"]["responses"]["200"]["content"];
+        let schema = &answers["application/json"]["schema"];
+        let body = post(running.address, path, &answered(path)[0]).json();
+        assert!(description.is_valid(schema, &body), "{path}");
+        for name in body.as_object().unwrap().keys() {
+            let mut wrong = body.clone();
+            wrong[name] = json!([[5]]);
+            assert!(!description.is_valid(schema, &wrong), "{path}: {name} may be anything");
+        }
+        let mut wrong = body.clone();
+        wrong["another"] = json!(1);
+        assert!(!description.is_valid(schema, &wrong), "{path}");
+        wrong = body;
+        wrong.as_object_mut().unwrap().remove("id");
+        assert!(!description.is_valid(schema, &wrong), "{path}");
+    }
+}
+
+#[test]
+fn a_lost_device_is_described() {
+    let mut config = config();
+    config.shutdown_grace = Duration::from_secs(1);
+    let running = Running::scripted(config);
+    let description = Description::of(&running);
+    let paths = &description.0["paths"];
+    let chat = "/v1/chat/completions";
+    let mut body = answered(chat)[0].clone();
+    body["messages"][0]["content"] = json!("[broken]");
+    body["stream"] = json!(true);
+    description.covers(&paths[chat]["post"], chat, &post(running.address, chat, &body));
+    let health = get(running.address, "/health");
+    assert_eq!(health.status, 503);
+    description.covers(&paths["/health"]["get"], "/health", &health);
+    running.ended().unwrap_err();
 }
 
 #[test]
 fn what_is_described_is_served_and_nothing_else() {
     let running = Running::scripted(config());
-    let description = get(running.address, "/openapi.json").json();
-    let paths = description["paths"].as_object().unwrap();
+    let description = Description::of(&running);
+    let paths = description.0["paths"].as_object().unwrap();
     let described: BTreeSet<_> = paths.keys().map(String::as_str).collect();
     assert_eq!(described, BTreeSet::from(ROUTES));
     for (path, methods) in paths {
@@ -87,16 +250,14 @@ fn what_is_described_is_served_and_nothing_else() {
                 _ => post(running.address, path, &sample(path)),
             };
             assert_eq!(reply.status, 200, "{method} {path}: {}", reply.body);
-            let kind = reply.header("content-type").unwrap().split(';').next().unwrap();
-            let kinds = &operation["responses"]["200"]["content"];
-            assert!(kinds.get(kind).is_some(), "{method} {path} answers {kind}");
+            description.covers(operation, path, &reply);
             let other = if method == "get" {
                 post(running.address, &path.replace("{id}", "any"), &json!({}))
             } else {
                 get(running.address, path)
             };
             assert_eq!(other.status, 405, "{path} takes another method");
-            is_described(operation, path, &other);
+            description.covers(operation, path, &other);
         }
     }
 }
@@ -106,9 +267,9 @@ fn what_is_described_is_served_and_nothing_else() {
 #[test]
 fn schemas_say_what_is_refused() {
     let running = Running::scripted(config());
-    let description = get(running.address, "/openapi.json").json();
+    let description = Description::of(&running);
     let mut refused = 0;
-    for (path, methods) in description["paths"].as_object().unwrap() {
+    for (path, methods) in description.0["paths"].as_object().unwrap() {
         let operation = &methods["post"];
         let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
         let Some(properties) = schema["properties"].as_object() else { continue };
@@ -119,7 +280,7 @@ fn schemas_say_what_is_refused() {
                 let mut body = sample(path);
                 body[name] = value;
                 let reply = post(running.address, path, &body);
-                is_described(operation, path, &reply);
+                description.covers(operation, path, &reply);
                 if !validator.is_valid(&body) {
                     assert_eq!(reply.status, 400, "{path} takes {body:.300}");
                     refused += 1;

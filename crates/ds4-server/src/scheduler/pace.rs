@@ -63,7 +63,9 @@ impl Pace {
             (Some(_), None) => PREFILL_MIN,
             (Some(decode), Some(token)) => {
                 let tokens = (STRETCH - 1.0) * decode / token.max(1e-9);
-                (tokens as usize).min(GROWTH * self.last_share).clamp(PREFILL_MIN, self.chunk)
+                // Even one by one, if a machine needs so long for a few: a stream that stalls is
+                // worse than a prompt that takes its time.
+                (tokens as usize).min(GROWTH * self.last_share).clamp(1, self.chunk)
             }
         }
     }
@@ -115,6 +117,16 @@ mod tests {
         assert_eq!(pace.prompt_tokens(1), PREFILL_MIN);
         pace.measured(1, 8, 18 * MS);
         assert_eq!(pace.prompt_tokens(1), 12, "1.2 × 10 ms at 1 ms a token");
+    }
+
+    #[test]
+    fn a_prompt_is_computed_by_the_token_where_a_few_take_too_long() {
+        let mut pace = Pace::new(CHUNK);
+        pace.measured(1, 0, 4 * MS);
+        pace.measured(1, PREFILL_MIN, 20 * MS);
+        assert_eq!(pace.prompt_tokens(1), 2, "1.2 × 4 ms at 2 ms a token");
+        pace.measured(1, 2, 24 * MS);
+        assert_eq!(pace.prompt_tokens(1), 1);
     }
 
     #[test]

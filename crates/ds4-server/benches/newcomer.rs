@@ -1,0 +1,120 @@
+//! What a newcomer with a long prompt does to a running stream: `cargo bench -p ds4-server --bench
+//! newcomer`.
+//!
+//! nano answers on the processor, and its stream is watched over HTTP: the gaps between its tokens
+//! alone, and while the prompt of another request is computed in the same steps.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::{
+    io::{Read, Write},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use support::{
+    Running,
+    client::{connect, post},
+    config,
+};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// Words of the newcomer's prompt, each a token or a little more.
+const WORDS: usize = 30_000;
+
+/// How long the stream is watched alone.
+const ALONE: Duration = Duration::from_secs(5);
+
+fn main() {
+    let mut config = config();
+    config.scheduler.context = 65_536;
+    let running = Running::nano(config);
+    let at = running.address;
+    // Whatever is done once is done before anything is measured.
+    post(at, CHAT, &body("Hello", 20));
+    let stop = Arc::new(AtomicBool::new(false));
+    let stream = std::thread::spawn({
+        let stop = stop.clone();
+        move || watch(at, &stop)
+    });
+    std::thread::sleep(ALONE);
+    let come = Instant::now();
+    // A stream, which a client does not give up on while nothing is said.
+    let mut asked = body(&prompt(), 1);
+    asked["stream"] = json!(true);
+    asked["stream_options"] = json!({ "include_usage": true });
+    let newcomer = post(at, CHAT, &asked);
+    let gone = Instant::now();
+    assert_eq!(newcomer.status, 200, "{}", newcomer.body);
+    std::thread::sleep(ALONE);
+    stop.store(true, Ordering::Relaxed);
+    let arrivals = stream.join().expect("the stream failed");
+    let last = newcomer.data().pop().expect("the newcomer is answered");
+    let tokens = &last["usage"]["prompt_tokens"];
+    println!("a prompt of {tokens} tokens, computed in {:.1?} beside a stream", gone - come);
+    let gaps = |from: Instant, to: Instant| {
+        let pairs = arrivals.windows(2).filter(|pair| from <= pair[0] && pair[1] <= to);
+        let mut gaps: Vec<Duration> = pairs.map(|pair| pair[1] - pair[0]).collect();
+        gaps.sort_unstable();
+        gaps
+    };
+    let alone = gaps(come - ALONE / 2, come);
+    show("alone", &alone, &alone);
+    show("beside the newcomer", &gaps(come, gone), &alone);
+    show("after it", &gaps(gone, gone + ALONE), &alone);
+}
+
+fn body(text: &str, tokens: usize) -> Value {
+    json!({ "messages": [{ "role": "user", "content": text }], "thinking": false,
+        "max_tokens": tokens, "temperature": 1, "min_p": 0 })
+}
+
+fn prompt() -> String {
+    let mut rng = fastrand::Rng::with_seed(3);
+    let words = ["the", "of", "red", "blue", "one", "two", "box", "room", "line", "tree"];
+    (0..WORDS).map(|_| format!(" {}", words[rng.usize(..words.len())])).collect()
+}
+
+/// When the tokens of a stream come that ends when told to.
+fn watch(at: SocketAddr, stop: &AtomicBool) -> Vec<Instant> {
+    // A grammar without an end keeps nano talking.
+    let mut body = body("Hello", 60_000);
+    body["stream"] = json!(true);
+    body["response_format"] = json!({ "type": "regex", "regex": "[a-z ]{100000}" });
+    let body = body.to_string();
+    let mut connection = connect(at);
+    let head = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: {at}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    connection.write_all((head + &body).as_bytes()).expect("the server takes requests");
+    let (mut arrivals, mut piece) = (Vec::new(), [0; 4096]);
+    while !stop.load(Ordering::Relaxed) && connection.read(&mut piece).expect("a stream") > 0 {
+        arrivals.push(Instant::now());
+    }
+    arrivals
+}
+
+fn show(when: &str, gaps: &[Duration], alone: &[Duration]) {
+    let at = |of: &[Duration], share: f64| {
+        let place = (of.len() as f64 * share) as usize;
+        of.get(place.min(of.len().saturating_sub(1))).copied().unwrap_or_default().as_secs_f64()
+            * 1e3
+    };
+    let usual = at(alone, 0.5);
+    println!(
+        "{when:20} {:6} gaps: median {:6.1} ms, p99 {:6.1} ms, worst {:6.1} ms ({:.1} × the usual one)",
+        gaps.len(),
+        at(gaps, 0.5),
+        at(gaps, 0.99),
+        at(gaps, 1.0),
+        at(gaps, 1.0) / usual
+    );
+}
