@@ -402,7 +402,7 @@ impl<B: Backend> Worker<B> {
         }
         let mut budget = self.pace.prompt_tokens(plan.answers);
         if let [oldest, _, ..] = prompts[..] {
-            self.plan_prompt(oldest, budget / 2, &mut budget, &mut plan);
+            self.plan_prompt(oldest, budget.div_ceil(2), &mut budget, &mut plan);
             prompts.remove(0);
         }
         prompts.sort_by_key(|index| self.running[*index].prompt_left());
