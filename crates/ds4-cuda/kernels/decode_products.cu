@@ -4,7 +4,6 @@
 // how they share it depends on the matrix alone, so a row's results do not depend on the rows
 // beside it.
 
-#include "products.cuh"
 #include "router.cuh"
 
 // Products of one launch, as a kernel argument: reading them from memory would delay every block.
@@ -18,11 +17,7 @@ struct ProductList {
 struct RouteAfter {
     // Without `logits`: nothing.
     Routing routing;
-    // The pairs of each expert (see `Groups`).
-    u32* pairs;
-    u32* starts;
-    u32* active;
-    u32* active_count;
+    Groups groups;
     u32* arrivals;
 };
 
@@ -31,8 +26,7 @@ __device__ inline void route_rows(const RouteAfter& after, int n) {
     const Routing& r = after.routing;
     for (int row = threadIdx.x / WARP; row < n; row += DECODE_WARPS) route_row(r, row);
     __syncthreads();
-    group_few<DECODE_WARPS>(r.ids, n * r.used, r.experts, after.pairs, after.starts, after.active,
-                            after.active_count);
+    group_few<DECODE_WARPS>(r.ids, n * r.used, r.experts, after.groups);
 }
 
 template <int TYPES, int TOKENS>

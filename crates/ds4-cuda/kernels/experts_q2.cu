@@ -4,7 +4,7 @@
 // The tiles of all chosen experts are shared out evenly among the blocks. All warps of a block work
 // on the same tile, each on the same columns of it at all times: so activations are loaded once
 // for all of an expert's tiles, while the weights of the next tile are on their way. Each weight is
-// read once for up to two or four of the expert's rows at a time: few experts have more.
+// read once for a pass of up to four of the expert's rows: few experts have more.
 
 #include "separate.cuh"
 
@@ -24,44 +24,32 @@ struct Pieces {
 // memory on few of its pages.
 #define MOST_IN_A_ROW 8
 
-// Calls stage.run<ROWS>(…) for the block's share of the tiles, which come in `pieces` an expert.
-// `ready` is called when the first weights have been asked for.
+// Calls stage.run<ROWS>(…) for the block's share of the passes, which have `pieces` each. `ready` is
+// called when the first weights have been asked for.
 template <typename Stage, typename Ready>
 __device__ __forceinline__ void run_share(Stage& stage, const Groups& groups, int pieces, Ready ready) {
-    int all = *groups.active_count * pieces, blocks = gridDim.x;
+    int all = *groups.pass_count * pieces, blocks = gridDim.x;
     int rounds = (all + blocks * MOST_IN_A_ROW - 1) / (blocks * MOST_IN_A_ROW);
     int length = (all + blocks * rounds - 1) / (blocks * rounds);
-    int at = blockIdx.x * length, end = min(at + length, all), expert = 0;
+    int at = blockIdx.x * length, end = min(at + length, all);
+    Pass pass;
     if (at < all) {
-        expert = groups.active[at / pieces];
-        stage.fetch(0, expert, at % pieces);
-        stage.fetch(1, expert, at % pieces);
+        pass = groups.passes[at / pieces];
+        stage.fetch(0, pass.expert, at % pieces);
+        stage.fetch(1, pass.expert, at % pieces);
     }
     ready();
     while (at < all) {
-        int index = at / pieces, last = min(end, (index + 1) * pieces);
+        int before = at / pieces * pieces, last = min(end, before + pieces);
         // What comes after these pieces: others of the share's, or of the next round's.
         int next = last < end ? last : end + (blocks - 1) * length;
-        int next_expert = next < all ? (int)groups.active[next / pieces] : -1;
-        int start = groups.starts[expert], stop = groups.starts[expert + 1];
-        for (int first = start; first < stop; first += Stage::MOST_ROWS) {
-            bool more = first + Stage::MOST_ROWS < stop;
-            int first_piece = at - index * pieces;
-            Pieces some = {expert, first_piece, last - index * pieces, more ? expert : next_expert,
-                           more ? first_piece : next % pieces};
-            const u32* pairs = groups.pairs + first;
-            int count = min(stop - first, Stage::MOST_ROWS);
-            if (count == 1) {
-                stage.template run<1>(some, pairs, count);
-            } else if (count == 2 || Stage::MOST_ROWS == 2) {
-                stage.template run<2>(some, pairs, count);
-            } else {
-                stage.template run<Stage::MOST_ROWS>(some, pairs, count);
-            }
-        }
+        Pass next_pass = groups.passes[next < all ? next / pieces : 0];
+        Pieces some = {(int)pass.expert, at - before, last - before,
+                       next < all ? (int)next_pass.expert : -1, next % pieces};
+        stage.run(some, pass);
         if (next != last) end = min(next + length, all);
         at = next;
-        expert = next_expert;
+        pass = next_pass;
     }
 }
 
@@ -98,13 +86,27 @@ struct ExpertStage {
         return (float*)dynamic_shared + (half * SLOTS + slot) * THREADS;
     }
 
+    __device__ __forceinline__ void run(const Pieces& some, const Pass& pass) {
+        if (pass.count == 1) {
+            run_rows<1>(some, pass.pairs, 1);
+        } else if (pass.count == 2) {
+            run_rows<2>(some, pass.pairs, 2);
+        } else if constexpr (MOST_ROWS == PASS_ROWS) {
+            run_rows<PASS_ROWS>(some, pass.pairs, pass.count);
+        } else {
+            Pieces again = {some.expert, some.first, some.end, some.expert, some.first};
+            run_rows<2>(again, pass.pairs, 2);
+            run_rows<2>(some, pass.pairs + 2, pass.count - 2);
+        }
+    }
+
     template <int ROWS>
-    __device__ __forceinline__ void run(const Pieces& some, const u32* pairs, int count) {
+    __device__ __forceinline__ void run_rows(const Pieces& some, const u32* pairs, int count) {
         Kind& kind = *(Kind*)this;
         SeparateInput<TYPE> in[ROWS];
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            if (unit < units) kind.load(in[r], pairs[min(r, count - 1)]);
+            if (unit < units) kind.load(in[r], pairs[r]);
         }
         int slot = 0;
         for (int piece = some.first; piece < some.end; ++piece) {
@@ -138,7 +140,10 @@ struct ExpertStage {
     ) {
         int slot = warp / TEAMS, team = warp % TEAMS, row = slot % ROWS;
         bool mine = slot < filled && row < count;
-        auto target = ((Kind*)this)->target(pairs[min(row, count - 1)]);
+        u32 pair = pairs[0];
+#pragma unroll
+        for (int r = 1; r < ROWS; ++r) pair = row == r ? pairs[r] : pair;
+        auto target = ((Kind*)this)->target(pair);
         __syncthreads();
         if (mine) {
             float sum = 0.0f;

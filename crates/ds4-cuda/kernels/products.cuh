@@ -242,15 +242,28 @@ __device__ inline float swiglu(float gate, float up, float limit) {
     return gate * sigmoid(gate) * up;
 }
 
+// Up to four rows of one expert, which are multiplied in one pass over its weights.
+struct __align__(16) Pass {
+    u32 expert;
+    u32 count;
+    // (token · used + slot) each; entries from `count` on repeat the first one.
+    u32 pairs[4];
+    u32 padding[2];
+};
+#define PASS_ROWS 4
+
 // Rows of a step by the expert they chose. Mirrors `Groups` in src/experts.rs.
 struct Groups {
     // Pairs (token · used + slot) in ascending order of expert, then of pair [n·used].
-    const u32* pairs;
+    u32* pairs;
     // Where each expert's pairs start [experts + 1].
-    const u32* starts;
+    u32* starts;
     // Experts that have pairs, ascending [experts], and how many.
-    const u32* active;
-    const u32* active_count;
+    u32* active;
+    u32* active_count;
+    // All pairs in passes [n·used], if `group_few` made the groups, and how many.
+    Pass* passes;
+    u32* pass_count;
 };
 
 // One matrix of all experts. Mirrors `Stack` in src/experts.rs.

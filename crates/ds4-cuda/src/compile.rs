@@ -49,8 +49,15 @@ pub const PROGRAMS: &[Program] = programs!(
 );
 
 /// Headers that programs may include.
-const HEADERS: &[Program] =
-    programs!("ptx.cuh", "common.cuh", "rows.cuh", "formats.cuh", "products.cuh", "router.cuh", "separate.cuh");
+const HEADERS: &[Program] = programs!(
+    "ptx.cuh",
+    "common.cuh",
+    "rows.cuh",
+    "formats.cuh",
+    "products.cuh",
+    "router.cuh",
+    "separate.cuh"
+);
 
 const OPTIONS: &[&str] = &["--std=c++17", "-default-device", "-lineinfo"];
 

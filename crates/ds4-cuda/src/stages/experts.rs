@@ -20,7 +20,7 @@ mod tests;
 const TILE_PAIRS: usize = 64;
 /// Pairs of rows and experts that are grouped right after the router's product; mirrors
 /// `MOST_FEW_PAIRS` in kernels/router.cuh.
-const MOST_FEW_PAIRS: usize = 1024;
+const MOST_FEW_PAIRS: usize = 4096;
 /// Threads of a block that groups pairs by expert, one for each; and blocks that share the work.
 const GROUP_THREADS: usize = 512;
 const GROUP_BLOCKS: usize = 128;
@@ -54,6 +54,8 @@ struct GroupBuffers {
     starts: Buffer<u32>,
     active: Buffer<u32>,
     active_count: Buffer<u32>,
+    passes: Buffer<[u32; 8]>,
+    pass_count: Buffer<u32>,
     tiles: Buffer<[u32; 2]>,
     tile_count: Buffer<u32>,
 }
@@ -65,6 +67,8 @@ struct Groups {
     starts: Pointer,
     active: Pointer,
     active_count: Pointer,
+    passes: Pointer,
+    pass_count: Pointer,
 }
 
 /// Mirrors `Routing` in kernels/router.cuh.
@@ -113,6 +117,8 @@ impl RouteAfter {
             starts: Pointer::NULL,
             active: Pointer::NULL,
             active_count: Pointer::NULL,
+            passes: Pointer::NULL,
+            pass_count: Pointer::NULL,
         },
         arrivals: Pointer::NULL,
     };
@@ -154,6 +160,8 @@ impl GroupBuffers {
             starts: device.alloc(experts + 1)?,
             active: device.alloc(experts)?,
             active_count: device.alloc(1)?,
+            passes: device.alloc(pairs.min(MOST_FEW_PAIRS))?,
+            pass_count: device.alloc(1)?,
             tiles: device.alloc(most_tiles(experts, pairs))?,
             tile_count: device.alloc(1)?,
         })
@@ -165,6 +173,8 @@ impl GroupBuffers {
             starts: self.starts.pointer(),
             active: self.active.pointer(),
             active_count: self.active_count.pointer(),
+            passes: self.passes.pointer(),
+            pass_count: self.pass_count.pointer(),
         }
     }
 }
@@ -284,7 +294,8 @@ impl ExpertStage<'_> {
         let most = config.experts.min(rows * used);
         let gate_up_tiles = most * config.expert_width / TILE;
         let (kernel, blocks, threads, shared) =
-            if w.gate.ty == WeightType::Iq2Xxs && config.hidden <= Q2_UNITS * 256 {
+            if self.are_few() && w.gate.ty == WeightType::Iq2Xxs && config.hidden <= Q2_UNITS * 256
+            {
                 ("experts_gate_up_q2", self.q2_blocks(gate_up_tiles), Q2_THREADS, Q2_SUMS)
             } else {
                 ("experts_gate_up_any", self.any_blocks(gate_up_tiles), 32 * DECODE_WARPS, 0)
@@ -310,7 +321,8 @@ impl ExpertStage<'_> {
         let down_tiles = most * config.hidden / TILE;
         let (shared, shared_blocks) = shared_down.only();
         let stack = Arg::value(self.stack(&w.down));
-        if w.down.ty == WeightType::Q2K
+        if self.are_few()
+            && w.down.ty == WeightType::Q2K
             && w.shared_down.ty == WeightType::Q8_0
             && config.expert_width <= Q2_UNITS / 2 * 256
         {
