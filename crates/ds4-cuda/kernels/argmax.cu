@@ -21,8 +21,9 @@ __device__ inline u64 rank(float logit, u32 token) {
     return (u64)order << 32 | (u32)~token;
 }
 
-// The largest over the block, in thread 0.
-__device__ inline u64 block_best(u64 best, u64 (&warp_best)[ARGMAX_WARPS]) {
+// The largest over the block, in thread 0. Between two calls is a barrier.
+__device__ inline u64 block_best(u64 best) {
+    __shared__ u64 warp_best[ARGMAX_WARPS];
     for (int d = WARP / 2; d > 0; d /= 2) best = max(best, __shfl_xor_sync(FULL_WARP, best, d));
     if (threadIdx.x % WARP == 0) warp_best[threadIdx.x / WARP] = best;
     __syncthreads();
@@ -38,25 +39,30 @@ __device__ inline u64 block_best(u64 best, u64 (&warp_best)[ARGMAX_WARPS]) {
 extern "C" __global__ void __launch_bounds__(ARGMAX_THREADS) argmax(
     const float* logits, u32 vocab, u64* parts, u32* arrivals, u32* tokens
 ) {
-    __shared__ u64 warp_best[2][ARGMAX_WARPS];
     launch_dependents();
     wait_for_dependencies();
     u32 row = blockIdx.y, first = blockIdx.x * ARGMAX_THREADS * THREAD_LOGITS + threadIdx.x;
     const float* own = logits + (u64)row * vocab;
-    u64 best = 0;
+    float values[THREAD_LOGITS];
 #pragma unroll
     for (u32 i = 0; i < THREAD_LOGITS; ++i) {
         u32 token = first + i * ARGMAX_THREADS;
-        if (token < vocab) best = max(best, rank(own[token], token));
+        values[i] = token < vocab ? own[token] : -INFINITY;
     }
-    best = block_best(best, warp_best[0]);
+    u64 best = 0;
+#pragma unroll
+    for (u32 i = 0; i < THREAD_LOGITS; ++i) {
+        // What is beyond the end is best only where no token is usable.
+        best = max(best, rank(values[i], first + i * ARGMAX_THREADS));
+    }
+    best = block_best(best);
     u64* own_parts = parts + (u64)row * gridDim.x;
     if (threadIdx.x == 0) own_parts[blockIdx.x] = best;
     if (!last_to_arrive(arrivals + row, gridDim.x)) return;
 
     best = 0;
     for (u32 i = threadIdx.x; i < gridDim.x; i += ARGMAX_THREADS) best = max(best, own_parts[i]);
-    best = block_best(best, warp_best[1]);
+    best = block_best(best);
     if (threadIdx.x == 0) {
         bool usable = best >> 32 > rank(-INFINITY, 0) >> 32 && best >> 32 < rank(INFINITY, 0) >> 32;
         tokens[row] = usable ? ~(u32)best : UNUSABLE;
