@@ -77,11 +77,21 @@ fn health() -> Value {
 
 /// An operation by the names of its whole answer, of its events' data, and of its errors.
 fn generate(summary: &str, schema: Value, [whole, event, error]: [&str; 3]) -> Value {
+    // Each event of a stream.
+    let event = json!({
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "event": { "type": "string" },
+            "data": { "type": "string", "contentMediaType": "application/json",
+                "contentSchema": named(event) },
+        },
+    });
     let answer = json!({
-        "description": "The answer; an event stream if the request asks for one, with data of this kind, or an error",
+        "description": "The answer; a stream of events if the request asks for one. Their data may also be an error, and in the end [DONE]",
         "content": {
             "application/json": { "schema": named(whole) },
-            "text/event-stream": { "schema": { "type": "string" }, "x-event-data": named(event) },
+            "text/event-stream": { "schema": event },
         },
     });
     json!({

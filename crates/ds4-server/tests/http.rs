@@ -9,27 +9,14 @@ use std::{
 
 use serde_json::{Value, json};
 use support::{
-    Running,
+    Running, ask,
     client::{connect, get, post, post_text, read_reply, send},
     config,
     scripted::Timing,
+    wait_until,
 };
 
 const CHAT: &str = "/v1/chat/completions";
-
-fn ask(script: &str, tokens: usize) -> Value {
-    json!({ "messages": [{ "role": "user", "content": format!("[{script}]") }], "thinking": false,
-        "max_tokens": tokens })
-}
-
-fn wait_until(what: &str, test: impl Fn() -> bool) -> Duration {
-    let begun = Instant::now();
-    while !test() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{what} takes too long");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    begun.elapsed()
-}
 
 #[test]
 fn routes() {
@@ -336,27 +323,6 @@ fn a_newcomer_does_not_stall_running_streams() {
     let longest = work.take().unwrap().longest_shared;
     assert!(longest > timing.step, "the newcomer shares steps with the stream");
     assert!(longest < timing.step * 3, "{longest:?}");
-}
-
-/// Two answers of 3000 tokens, and memory for 5000: one waits in between, and neither is hurt.
-#[test]
-fn an_answer_without_memory_waits_for_it() {
-    let mut config = config();
-    config.scheduler.kv_bytes = 4096 * 5000;
-    let running = Running::scripted(config);
-    let at = running.address;
-    let long = || std::thread::spawn(move || post(at, CHAT, &ask("long", 3000)));
-    for answer in [long(), long()] {
-        let reply = answer.join().unwrap();
-        assert_eq!(reply.status, 200, "{}", reply.body);
-        let body = reply.json();
-        assert_eq!(body["usage"]["completion_tokens"], 3000);
-        let text = body["choices"][0]["message"]["content"].as_str().unwrap().trim_end();
-        assert!(text.split(' ').all(|word| word == "word" || "word".starts_with(word)));
-    }
-    let metrics = get(at, "/metrics").body;
-    let count = metrics.lines().find_map(|l| l.strip_prefix("ds4_requests_set_aside_total "));
-    assert!(count.unwrap().parse::<u64>().unwrap() >= 1, "{metrics}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ pub mod scripted;
 use std::{
     net::SocketAddr,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ds4_cpu::{CpuBackend, Kernels};
@@ -17,6 +17,7 @@ use ds4_model::{Model, profile::Profile, prompt::PromptEncoder, tokenizer::Token
 use ds4_server::{HttpLimits, Monitor, SchedulerLimits, ServeError, Server, ServerConfig};
 use gguf::GgufFile;
 use scripted::{Capacity, Scripted, Timing, Work};
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 static TINY: &[u8] = include_bytes!("../../../../models/tiny/tiny-b-q2.gguf");
@@ -156,6 +157,22 @@ impl Running {
             let _ = stop.send(());
         }
     }
+}
+
+/// A chat request for a script.
+pub fn ask(script: &str, tokens: usize) -> Value {
+    json!({ "messages": [{ "role": "user", "content": format!("[{script}]") }], "thinking": false,
+        "max_tokens": tokens })
+}
+
+/// Waits until something holds; how long that took.
+pub fn wait_until(what: &str, test: impl Fn() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !test() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what} takes too long");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    begun.elapsed()
 }
 
 fn bind<B: Backend + 'static>(
