@@ -4,33 +4,35 @@ use ds4_engine::rope::Rotation;
 use ds4_model::config::{Config, HEAD_DIM, STREAMS};
 
 /// What flows through the stages, `n` rows of each. Buffers are reused from layer to layer.
+///
+/// Open to all, so that stages of other backends can be given the same and compared.
 pub struct Activations {
     /// Residual streams `[n, 4, hidden]`.
-    pub(crate) streams: Vec<f32>,
+    pub streams: Vec<f32>,
     /// Weight of the sublayer's output in each stream `[n, 4]`.
-    pub(crate) post: Vec<f32>,
+    pub post: Vec<f32>,
     /// Mixing of the streams `[n, 4 (from), 4 (to)]`.
-    pub(crate) comb: Vec<f32>,
+    pub comb: Vec<f32>,
     /// The sublayer's normalised input `[n, hidden]`.
-    pub(crate) x: Vec<f32>,
+    pub x: Vec<f32>,
     /// The sublayer's output `[n, hidden]`.
-    pub(crate) y: Vec<f32>,
+    pub y: Vec<f32>,
     /// Normalised query latent `[n, q_rank]`.
-    pub(crate) q_latent: Vec<f32>,
+    pub q_latent: Vec<f32>,
     /// Queries, then attention outputs `[n, heads, 512]`.
-    pub(crate) heads: Vec<f32>,
+    pub heads: Vec<f32>,
     /// Key/value rows, rounded `[n, 512]`.
-    pub(crate) kv: Vec<f32>,
+    pub kv: Vec<f32>,
     /// Compressed rows the indexer chose, ascending; `None`: all that are visible.
-    pub(crate) selected: Vec<Option<Vec<u32>>>,
+    pub selected: Vec<Option<Vec<u32>>>,
     /// Chosen experts `[n, experts_used]`.
-    pub(crate) expert_ids: Vec<u32>,
+    pub expert_ids: Vec<u32>,
     /// Their weights `[n, experts_used]`.
-    pub(crate) expert_weights: Vec<f32>,
+    pub expert_weights: Vec<f32>,
     /// Rotations at the rows' positions, for sliding-window layers.
-    pub(crate) plain_rotations: Vec<Rotation>,
+    pub plain_rotations: Vec<Rotation>,
     /// The same for compressed layers.
-    pub(crate) yarn_rotations: Vec<Rotation>,
+    pub yarn_rotations: Vec<Rotation>,
 }
 
 impl Activations {

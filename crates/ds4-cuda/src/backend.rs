@@ -4,10 +4,7 @@ use std::{fmt, sync::Arc};
 
 use ds4_engine::{
     Backend,
-    backend::{
-        BackendError, Batch, Frontier, HeadOutput, LayerRows, PREFILL_MIN, Span, StageResult,
-        Sublayer,
-    },
+    backend::{BackendError, Batch, Frontier, HeadOutput, LayerRows, StageResult, Sublayer},
     rope::frequencies,
     rows::CacheRounding,
 };
@@ -21,7 +18,7 @@ use crate::{
     device::{Buffer, Device},
     driver,
     scratch::{Head, Pool, Scratch},
-    stages::layer::{Shape, Stages},
+    stages::layer::{Shape, Stages, visible},
     weights::Weights,
 };
 
@@ -176,7 +173,7 @@ impl CudaBackend {
         x: &mut Activations,
         run: impl FnOnce(Stages<'_>) -> StageResult,
     ) -> StageResult {
-        let shape = self.shape(batch);
+        let shape = Shape::of(batch);
         let scratch = x.scratch();
         if is_recorded(scratch, shape) {
             return Ok(());
@@ -202,17 +199,6 @@ impl CudaBackend {
         x.scratch().caches.upload(&self.device, pointers, layers)
     }
 
-    fn shape(&self, batch: &Batch) -> Shape {
-        let prefill = batch.spans.iter().filter(|s| s.rows.len() >= PREFILL_MIN);
-        Shape {
-            decode_rows: batch.decode_rows,
-            rows: batch.tokens.len(),
-            decode_logits: batch.decode_logits,
-            logits: batch.logit_rows.len(),
-            visible: prefill.map(visible).max().unwrap_or(0),
-        }
-    }
-
     fn grow(&self, x: &mut Activations, rows: usize, logits: usize) -> StageResult {
         let config = &self.model.config;
         if rows > x.rows() {
@@ -232,11 +218,6 @@ impl CudaBackend {
 /// Tokens of a prompt that are best computed together, if nothing else asks for less: matrix units
 /// want many tokens to each expert. The memory report reckons with so many.
 pub const PREFILL_CHUNK: usize = 4096;
-
-/// Compressed rows that the last token of a span sees in a CSA layer.
-fn visible(span: &Span) -> usize {
-    (span.start + span.rows.len()) / LayerKind::Csa.ratio()
-}
 
 fn is_recorded(scratch: &Scratch, shape: Shape) -> bool {
     shape.rows == shape.decode_rows && scratch.graphs.contains_key(&(shape.rows, shape.logits))
@@ -389,7 +370,7 @@ impl Backend for CudaBackend {
     }
 
     fn head(&self, batch: &Batch, mut x: Activations) -> StageResult<HeadOutput> {
-        let shape = self.shape(batch);
+        let shape = Shape::of(batch);
         let key = (shape.rows, shape.logits);
         let only_decodes = shape.rows == shape.decode_rows;
         let scratch = x.scratch();

@@ -1,7 +1,7 @@
 //! The stages in terms of one step's buffers: what the backend calls, and what it records.
 
 use ds4_engine::{
-    backend::{StageResult, Sublayer},
+    backend::{Batch, PREFILL_MIN, Span, StageResult, Sublayer},
     rope::PAIRS,
     rows::CacheRounding,
 };
@@ -21,6 +21,9 @@ use crate::{
     weights::{self, Weights},
 };
 
+#[cfg(test)]
+mod golden_tests;
+
 /// The shape of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
@@ -32,6 +35,25 @@ pub struct Shape {
     pub logits: usize,
     /// Most compressed rows that a row beyond `decode_rows` sees in a CSA layer.
     pub visible: usize,
+}
+
+impl Shape {
+    /// The shape of `batch`.
+    pub fn of(batch: &Batch) -> Shape {
+        let prefill = batch.spans.iter().filter(|s| s.rows.len() >= PREFILL_MIN);
+        Shape {
+            decode_rows: batch.decode_rows,
+            rows: batch.tokens.len(),
+            decode_logits: batch.decode_logits,
+            logits: batch.logit_rows.len(),
+            visible: prefill.map(visible).max().unwrap_or(0),
+        }
+    }
+}
+
+/// Compressed rows that the last token of a span sees in a CSA layer.
+pub fn visible(span: &Span) -> usize {
+    (span.start + span.rows.len()) / LayerKind::Csa.ratio()
 }
 
 /// Everything that the stages of one step need.

@@ -4,7 +4,7 @@
 //! other way can neither hide an error nor fake one. Without a device the tests say so and pass.
 
 pub mod harness;
-mod reference;
+pub mod reference;
 
 use ds4_engine::{
     MAX_REWIND,
