@@ -77,18 +77,22 @@ fn health() -> Value {
 
 /// An operation by the names of its whole answer, of its events' data, and of its errors.
 fn generate(summary: &str, schema: Value, [whole, event, error]: [&str; 3]) -> Value {
-    // Each event of a stream.
+    // Each event of a stream; those of chunks end in a word that is no JSON.
+    let mut data = vec![json!({
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": { "anyOf": [named(event), named(error)] },
+    })];
+    if event.ends_with("Chunk") {
+        data.push(json!({ "const": "[DONE]" }));
+    }
     let event = json!({
         "type": "object",
         "required": ["data"],
-        "properties": {
-            "event": { "type": "string" },
-            "data": { "type": "string", "contentMediaType": "application/json",
-                "contentSchema": named(event) },
-        },
+        "properties": { "event": { "type": "string" }, "data": { "anyOf": data } },
     });
     let answer = json!({
-        "description": "The answer; a stream of events if the request asks for one. Their data may also be an error, and in the end [DONE]",
+        "description": "The answer; a stream of events if the request asks for one",
         "content": {
             "application/json": { "schema": named(whole) },
             "text/event-stream": { "schema": event },
