@@ -4,6 +4,7 @@
 // how they share it depends on the matrix alone, so a row's results do not depend on the rows
 // beside it.
 
+#include "products.cuh"
 #include "router.cuh"
 
 // Products of one launch, as a kernel argument: reading them from memory would delay every block.
@@ -17,7 +18,11 @@ struct ProductList {
 struct RouteAfter {
     // Without `logits`: nothing.
     Routing routing;
-    Groups groups;
+    // The pairs of each expert (see `Groups`).
+    u32* pairs;
+    u32* starts;
+    u32* active;
+    u32* active_count;
     u32* arrivals;
 };
 
@@ -26,7 +31,8 @@ __device__ inline void route_rows(const RouteAfter& after, int n) {
     const Routing& r = after.routing;
     for (int row = threadIdx.x / WARP; row < n; row += DECODE_WARPS) route_row(r, row);
     __syncthreads();
-    group_few<DECODE_WARPS>(r.ids, n * r.used, r.experts, after.groups);
+    group_few<DECODE_WARPS>(r.ids, n * r.used, r.experts, after.pairs, after.starts, after.active,
+                            after.active_count);
 }
 
 template <int TYPES, int TOKENS>
@@ -48,9 +54,8 @@ __device__ inline void run_products(
     }
     int first = blockIdx.y * 8 * TOKENS;
     float* scratch = (float*)dynamic_shared;
-    run_product<TYPES, TOKENS, DECODE_WARPS>(
-        p, blockIdx.x - p.first_block, first, n, own_grid(grids), scratch,
-        [] { wait_for_dependencies(); });
+    run_product<TYPES, TOKENS>(
+        p, blockIdx.x - p.first_block, first, n, own_grid(grids), scratch);
     if (after.routing.logits && which == 0) {
         int blocks = count > 1 ? products.at[1].first_block : gridDim.x;
         if (last_to_arrive(after.arrivals, blocks * gridDim.y)) route_rows(after, n);

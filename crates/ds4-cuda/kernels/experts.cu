@@ -1,8 +1,7 @@
-// Routed experts of a few rows, weights of any type: each chosen expert's weights are read once for
-// eight rows. (experts_q2.cu is faster for the formats that it knows.)
+// Routed experts of a few rows: each chosen expert's weights are read once.
 //
-// A block does some tiles at a time, and goes on until all are done. Blocks for the shared
-// expert's last product come first.
+// A block does a tile of gate and up or two of down at a time, and goes on until all are done. Blocks
+// for the shared expert's last product come first: its input was ready long ago.
 
 #include "products.cuh"
 
@@ -15,29 +14,30 @@
 
 // The expert's activation rows `first` … up to `end`, by number of pair: row pair / `share` of `x`.
 __device__ inline Rows<1> expert_rows(
-    const Groups& groups, const u16* x, int columns, int share, int first, int end
+    const Groups& groups, const u16* x, int columns, int share, const u16* group_sums, int first,
+    int end, u32& mine
 ) {
-    u32 mine = groups.pairs[min(first + (int)threadIdx.x % WARP / 4, end - 1)];
+    mine = groups.pairs[min(first + (int)threadIdx.x % WARP / 4, end - 1)];
     size_t row = (size_t)(mine / share) * columns;
     int t = threadIdx.x % 4;
-    return {{x + row + 8 * t}, {nullptr}};
+    return {{x + row + 8 * t}, {nullptr}, {group_sums ? group_sums + row / 16 + 4 * t : nullptr}};
 }
 
 // hidden[pair] = weight · SwiGLU(gate·x, up·x), and the sums of each 16 columns.
-extern "C" __global__ void __launch_bounds__(256, 1) experts_gate_up_any(
-    Stack gate, Stack up, Groups groups, const float* pair_weights, const u16* x, u16* hidden,
-    u16* group_sums, int used, float limit, const uint4* iq2_grid
+template <int TYPES>
+__device__ inline void gate_up(
+    const Stack& gate, const Stack& up, const Groups& groups, const float* pair_weights,
+    const u16* x, u16* hidden, u16* group_sums, int used, float limit, const uint4* iq2_grid
 ) {
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     __shared__ float scratch[DECODE_WARPS * 128], scratch_up[DECODE_WARPS * 128];
-    load_grid(grids, iq2_grid);
+    launch_dependents();
+    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, iq2_grid);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int tiles = gate.rows / 16, part = warp % GATE_UP_SPLIT;
     int expert_items = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
-    __syncthreads();
     wait_for_dependencies();
-    // Not before: what comes next reads the groups without waiting for this launch.
-    launch_dependents();
+    __syncthreads();
     int items = *groups.active_count * expert_items;
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
         int expert = groups.active[item / expert_items];
@@ -45,16 +45,24 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_gate_up_any(
         int tile = expert * tiles + min(first_tile + warp / GATE_UP_SPLIT, tiles - 1);
         int start = groups.starts[expert], end = groups.starts[expert + 1];
         for (int first = start; first < end; first += 8) {
-            Rows<1> rows = expert_rows(groups, x, gate.columns, used, first, end);
+            u32 mine;
+            Rows<1> rows =
+                expert_rows(groups, x, gate.columns, used, nullptr, first, end, mine);
             Sums<1> g_sums, u_sums;
             g_sums.clear();
             u_sums.clear();
-            multiply_tile_of<ANY_TYPE, 1>(
-                gate.type, g_sums, gate.weights, gate.columns, tile, part, GATE_UP_SPLIT, rows,
-                own_grid(grids), lane, false, [] {});
-            multiply_tile_of<ANY_TYPE, 1>(
-                up.type, u_sums, up.weights, up.columns, tile, part, GATE_UP_SPLIT, rows,
-                own_grid(grids), lane, false, [] {});
+            if constexpr (TYPES == TYPE_BIT(IQ2_XXS)) {
+                multiply_pair<IQ2_XXS, false>(
+                    g_sums, u_sums, gate.weights, up.weights, gate.columns / 256, tile, part,
+                    GATE_UP_SPLIT, rows, own_grid(grids), lane);
+            } else {
+                multiply_tile_of<TYPES, 1>(
+                    gate.type, g_sums, gate.weights, gate.columns, tile, part, GATE_UP_SPLIT, rows,
+                    own_grid(grids), lane, false, [] {});
+                multiply_tile_of<TYPES, 1>(
+                    up.type, u_sums, up.weights, up.columns, tile, part, GATE_UP_SPLIT, rows,
+                    own_grid(grids), lane, false, [] {});
+            }
             gather_sums(g_sums, scratch, warp, lane);
             gather_sums(u_sums, scratch_up, warp, lane);
             __syncthreads();
@@ -81,15 +89,18 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_gate_up_any(
 
 // out[token][slot] = down·hidden for the pairs of each expert; the shared expert's results go to
 // the slot after the routed ones.
-extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
-    Stack w, Groups groups, const u16* hidden, float* out, int used, int n,
-    __grid_constant__ const Product shared, const uint4* iq2_grid
+template <int TYPES>
+__device__ inline void down(
+    const Stack& w, const Groups& groups, const u16* hidden, const u16* group_sums, float* out,
+    int used, int n, const Product& shared, const uint4* iq2_grid
 ) {
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     __shared__ float scratch[DECODE_WARPS * 128];
     launch_dependents();
-    load_grid(grids, iq2_grid);
-    __syncthreads();
+    if (TYPES & TYPE_BIT(IQ2_XXS)) {
+        load_grid(grids, iq2_grid);
+        __syncthreads();
+    }
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int tiles = w.rows / 16, expert_items = (tiles + DOWN_TILES - 1) / DOWN_TILES;
     int shared_tiles = DECODE_WARPS / shared.split;
@@ -97,9 +108,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
     int shared_items = shared_blocks * ((n + 7) / 8);
     if ((int)blockIdx.x < shared_items) {
         int first = blockIdx.x / shared_blocks * 8;
-        run_product<ANY_TYPE, 1, DECODE_WARPS>(
-            shared, blockIdx.x % shared_blocks, first, n, own_grid(grids), scratch,
-            [] { wait_for_dependencies(); });
+        run_product<TYPES, 1>(
+            shared, blockIdx.x % shared_blocks, first, n, own_grid(grids), scratch);
         return;
     }
     wait_for_dependencies();
@@ -110,10 +120,12 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
         int tile = expert * tiles + min(first_tile + warp / DOWN_SPLIT, tiles - 1);
         int start = groups.starts[expert], end = groups.starts[expert + 1];
         for (int first = start; first < end; first += 8) {
-            Rows<1> rows = expert_rows(groups, hidden, w.columns, 1, first, end);
+            u32 mine;
+            Rows<1> rows =
+                expert_rows(groups, hidden, w.columns, 1, group_sums, first, end, mine);
             Sums<1> sums;
             sums.clear();
-            multiply_tile_of<ANY_TYPE, 1>(
+            multiply_tile_of<TYPES, 1>(
                 w.type, sums, w.weights, w.columns, tile, warp % DOWN_SPLIT, DOWN_SPLIT, rows,
                 own_grid(grids), lane, false, [] {});
             gather_sums(sums, scratch, warp, lane);
@@ -129,4 +141,34 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
             __syncthreads();
         }
     }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
+    Stack gate, Stack up, Groups groups, const float* pair_weights, const u16* x, u16* hidden,
+    u16* group_sums, int used, float limit, const uint4* iq2_grid
+) {
+    gate_up<TYPE_BIT(IQ2_XXS)>(
+        gate, up, groups, pair_weights, x, hidden, group_sums, used, limit, iq2_grid);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1) experts_gate_up_any(
+    Stack gate, Stack up, Groups groups, const float* pair_weights, const u16* x, u16* hidden,
+    u16* group_sums, int used, float limit, const uint4* iq2_grid
+) {
+    gate_up<ANY_TYPE>(
+        gate, up, groups, pair_weights, x, hidden, group_sums, used, limit, iq2_grid);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) experts_down_q2(
+    Stack w, Groups groups, const u16* hidden, const u16* group_sums, float* out, int used, int n,
+    __grid_constant__ const Product shared, const uint4* iq2_grid
+) {
+    down<TYPE_BIT(Q2_K) | TYPE_BIT(Q8_0) | GROUP_SUMS>(w, groups, hidden, group_sums, out, used, n, shared, iq2_grid);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
+    Stack w, Groups groups, const u16* hidden, const u16* group_sums, float* out, int used, int n,
+    __grid_constant__ const Product shared, const uint4* iq2_grid
+) {
+    down<ANY_TYPE>(w, groups, hidden, group_sums, out, used, n, shared, iq2_grid);
 }

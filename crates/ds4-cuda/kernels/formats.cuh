@@ -177,7 +177,7 @@ struct Unit<F32> : Unit<F16> {};
 template <>
 struct Unit<IQ2_XXS> {
     uint4 weights[2];
-    // Four bits a step for each row: those of two steps of row g, the same of row g + 8, and so on.
+    // Four bits a step for each row.
     uint2 scale_codes;
     u32 scales;
 
@@ -207,9 +207,9 @@ struct Unit<IQ2_XXS> {
                 signed_pair(v.z, code, i + 2), signed_pair(v.w, code, i + 3));
     }
 
-    // 2·(the four bits from `bit` on) + 1, without a conversion: those are slow.
-    __device__ static inline float odd(u32 codes, int bit) {
-        u32 twice = bit == 0 ? codes << 1 : codes >> (bit - 1);
+    // 2·(four bits of the step) + 1, without a conversion: those are slow.
+    __device__ static inline float odd(u32 codes, int step) {
+        u32 twice = step == 0 ? codes << 1 : codes >> (4 * step - 1);
         return __uint_as_float((twice & 0x1e) | 0x4b000001) - 8388608.0f;
     }
 
@@ -228,9 +228,7 @@ struct Unit<IQ2_XXS> {
 
     __device__ inline RowPair factor(int step) const {
         RowPair d = unpack_rows(scales);
-        u32 codes = step < 4 ? scale_codes.x : scale_codes.y;
-        int bit = step / 2 % 2 * 16 + step % 2 * 4;
-        return {0.125f * d.low * odd(codes, bit), 0.125f * d.high * odd(codes, bit + 8)};
+        return {0.125f * d.low * odd(scale_codes.x, step), 0.125f * d.high * odd(scale_codes.y, step)};
     }
 
     __device__ inline Operands scaled(int step, const uint4* grid, int lane) const {

@@ -14,7 +14,16 @@ struct Rows {
     const u16* high[TOKENS];
     // What rounding to halves left over, or null.
     const u16* low[TOKENS];
+    // The lane's sums of each 16 columns (see `group_sum_at`), or null: some formats can use them.
+    const u16* group_sums[TOKENS];
 };
+
+// Where the sum of columns 16·group … belongs among those of 256, so that lanes find theirs side
+// by side: group 2·step + half goes to lane 2·half + step / 4, whose groups are 4 of the 16.
+__device__ inline int group_sum_at(int group) {
+    int step = group % 16 / 2, half = group % 2;
+    return group / 16 * 16 + (2 * half + step / 4) * 4 + step % 4;
+}
 
 template <int TOKENS>
 struct Sums {
@@ -73,7 +82,8 @@ __device__ inline void add_scaled(Sums<TOKENS>& sums, int n, const float (&d)[4]
 }
 
 // Formats whose groups have a minimum: integers times group scales first, the block's factors last.
-template <int TYPE, int TOKENS>
+// With SUMS the minima are multiplied with `group_sums`.
+template <int TYPE, int TOKENS, bool SUMS>
 __device__ inline void multiply_unit_k(
     Sums<TOKENS>& sums, const Unit<TYPE>& w, const Rows<TOKENS>& x, int column, int lane, bool exact
 ) {
@@ -89,22 +99,30 @@ __device__ inline void multiply_unit_k(
             Operands o = w.operands(s, nullptr, lane);
             multiply_step(d, o, in.at(s));
             if (exact) multiply_step(d, o, input_at(x.low[n], column, s));
-            Operands minima = w.minima(s);
-            multiply_step(m, minima, in.at(s));
-            if (exact) multiply_step(m, minima, input_at(x.low[n], column, s));
+            if constexpr (!SUMS) {
+                Operands minima = w.minima(s);
+                multiply_step(m, minima, in.at(s));
+                if (exact) multiply_step(m, minima, input_at(x.low[n], column, s));
+            }
+        }
+        if constexpr (SUMS) {
+            u32 a[4];
+            w.all_minima(lane, a);
+            uint2 b = *(const uint2*)(x.group_sums[n] + column / 16);
+            mma_from_zero(m, a, b.x, b.y);
         }
         add_scaled(sums, n, d, f);
         add_scaled(sums, n, m, f_min);
     }
 }
 
-template <int TYPE, int TOKENS>
+template <int TYPE, int TOKENS, bool SUMS>
 __device__ inline void multiply_unit(
     Sums<TOKENS>& sums, const Unit<TYPE>& w, const Rows<TOKENS>& x, int column, const uint4* grid,
     int lane, bool exact
 ) {
     if constexpr (TYPE == Q2_K || TYPE == Q4_K) {
-        multiply_unit_k<TYPE, TOKENS>(sums, w, x, column, lane, exact);
+        multiply_unit_k<TYPE, TOKENS, SUMS>(sums, w, x, column, lane, exact);
     } else {
         constexpr int STEPS = unit_steps(TYPE);
         StepInputs<STEPS, TOKENS == 1> first(x.high[0], column);
@@ -137,7 +155,7 @@ __device__ inline void multiply_unit(
 
 // Adds the products of units `first`, `first + stride`, … of a tile. Two units are on their way
 // at any time, the first two before `ready` is called, which waits for the activations.
-template <int TYPE, int TOKENS, typename Ready>
+template <int TYPE, int TOKENS, bool SUMS, typename Ready>
 __device__ inline void multiply_tile(
     Sums<TOKENS>& sums, const Planes& w, int units, int tile, int first, int stride,
     const Rows<TOKENS>& x, const uint4* grid, int lane, bool exact, Ready ready
@@ -148,11 +166,39 @@ __device__ inline void multiply_tile(
     if (first + stride < units) odd.load(w, units, tile, first + stride, lane);
     ready();
     for (int u = first; u < units; u += 2 * stride) {
-        multiply_unit<TYPE, TOKENS>(sums, even, x, u * COLUMNS, grid, lane, exact);
+        multiply_unit<TYPE, TOKENS, SUMS>(sums, even, x, u * COLUMNS, grid, lane, exact);
         if (u + 2 * stride < units) even.load(w, units, tile, u + 2 * stride, lane);
         if (u + stride >= units) break;
-        multiply_unit<TYPE, TOKENS>(sums, odd, x, (u + stride) * COLUMNS, grid, lane, exact);
+        multiply_unit<TYPE, TOKENS, SUMS>(sums, odd, x, (u + stride) * COLUMNS, grid, lane, exact);
         if (u + 3 * stride < units) odd.load(w, units, tile, u + 3 * stride, lane);
+    }
+}
+
+// The same for two matrices of one shape and the same activations.
+template <int TYPE, bool SUMS>
+__device__ inline void multiply_pair(
+    Sums<1>& a, Sums<1>& b, const Planes& wa, const Planes& wb, int units, int tile, int first,
+    int stride, const Rows<1>& x, const uint4* grid, int lane
+) {
+    constexpr int COLUMNS = unit_steps(TYPE) * 32;
+    Unit<TYPE> even[2], odd[2];
+    auto load = [&](Unit<TYPE> (&to)[2], int unit) {
+        if (unit >= units) return;
+        to[0].load(wa, units, tile, unit, lane);
+        to[1].load(wb, units, tile, unit, lane);
+    };
+    auto multiply = [&](const Unit<TYPE> (&w)[2], int unit) {
+        multiply_unit<TYPE, 1, SUMS>(a, w[0], x, unit * COLUMNS, grid, lane, false);
+        multiply_unit<TYPE, 1, SUMS>(b, w[1], x, unit * COLUMNS, grid, lane, false);
+    };
+    load(even, first);
+    load(odd, first + stride);
+    for (int u = first; u < units; u += 2 * stride) {
+        multiply(even, u);
+        load(even, u + 2 * stride);
+        if (u + stride >= units) break;
+        multiply(odd, u + stride);
+        load(odd, u + 3 * stride);
     }
 }
 
@@ -163,22 +209,17 @@ __device__ inline void multiply_tile_f32(
     const Rows<TOKENS>& x, const uint4* grid, int lane, bool exact, Ready ready
 ) {
     Planes rest = {(const uint4*)w.scales, nullptr, nullptr};
-    multiply_tile<F16, TOKENS>(
+    multiply_tile<F16, TOKENS, false>(
         sums, w, units, tile, first, stride, x, grid, lane, exact, ready);
-    multiply_tile<F16, TOKENS>(
+    multiply_tile<F16, TOKENS, false>(
         sums, rest, units, tile, first, stride, x, grid, lane, false, [] {});
-}
-
-// Where the sum of columns 16·group … belongs among those of 256, so that lanes find theirs side
-// by side: group 2·step + half goes to lane 2·half + step / 4, whose groups are 4 of the 16.
-__device__ inline int group_sum_at(int group) {
-    int step = group % 16 / 2, half = group % 2;
-    return group / 16 * 16 + (2 * half + step / 4) * 4 + step % 4;
 }
 
 // Sets of weight types that a kernel is built for: the fewer, the fewer registers it needs.
 #define TYPE_BIT(TYPE) (1 << (TYPE))
 #define ANY_TYPE ((1 << WEIGHT_TYPES) - 1)
+// Not a type: activations come with `group_sums`.
+#define GROUP_SUMS (1 << WEIGHT_TYPES)
 // What attention and other dense matrices are stored in.
 #define DENSE_TYPES (TYPE_BIT(Q8_0) | TYPE_BIT(F16))
 
@@ -192,7 +233,7 @@ __device__ inline void multiply_tile_of(
 #define CASE(TYPE)                                                                           \
     if constexpr ((TYPES & TYPE_BIT(TYPE)) != 0) {                                           \
         if (type == TYPE) {                                                                  \
-            multiply_tile<TYPE, TOKENS>(                          \
+            multiply_tile<TYPE, TOKENS, (TYPES & GROUP_SUMS) != 0>(                          \
                 sums, w, steps / unit_steps(TYPE), tile, first, stride, x, grid, lane, exact, \
                 ready);                                                                      \
         }                                                                                    \
@@ -242,28 +283,15 @@ __device__ inline float swiglu(float gate, float up, float limit) {
     return gate * sigmoid(gate) * up;
 }
 
-// Up to four rows of one expert, which are multiplied in one pass over its weights.
-struct __align__(16) Pass {
-    u32 expert;
-    u32 count;
-    // (token · used + slot) each; entries from `count` on repeat the first one.
-    u32 pairs[4];
-    u32 padding[2];
-};
-#define PASS_ROWS 4
-
 // Rows of a step by the expert they chose. Mirrors `Groups` in src/experts.rs.
 struct Groups {
     // Pairs (token · used + slot) in ascending order of expert, then of pair [n·used].
-    u32* pairs;
+    const u32* pairs;
     // Where each expert's pairs start [experts + 1].
-    u32* starts;
+    const u32* starts;
     // Experts that have pairs, ascending [experts], and how many.
-    u32* active;
-    u32* active_count;
-    // All pairs in passes [n·used], if `group_few` made the groups, and how many.
-    Pass* passes;
-    u32* pass_count;
+    const u32* active;
+    const u32* active_count;
 };
 
 // One matrix of all experts. Mirrors `Stack` in src/experts.rs.
@@ -306,15 +334,14 @@ struct Product {
 // Warps of a block that decodes.
 #define DECODE_WARPS 8
 
-// Tiles of a product for rows `first` … of `n`, as many as the block's WARPS have: `block` counts
-// those blocks. `scratch` holds 128·TOKENS floats per warp, twice as many for a pair. `ready` waits
-// for the activations.
-template <int TYPES, int TOKENS, int WARPS, typename Ready>
+// Tiles of a product for rows `first` … of `n`, as many as the block's warps have: `block` counts
+// those blocks. `scratch` holds 128·TOKENS floats per warp, twice as many for a pair.
+template <int TYPES, int TOKENS>
 __device__ inline void run_product(
-    const Product& p, int block, int first, int n, const uint4* grid, float* scratch, Ready ready
+    const Product& p, int block, int first, int n, const uint4* grid, float* scratch
 ) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int split = p.split, block_tiles = WARPS / split, tiles = (p.rows + 15) / 16;
+    int split = p.split, block_tiles = DECODE_WARPS / split, tiles = (p.rows + 15) / 16;
     int tile = min(block * block_tiles + warp / split, tiles - 1) + p.first_tile;
     Rows<TOKENS> x;
     bool exact = p.x_low != nullptr;
@@ -323,13 +350,15 @@ __device__ inline void run_product(
         size_t at = (size_t)min(first + 8 * i + lane / 4, n - 1) * p.x_stride + 8 * (lane % 4);
         x.high[i] = p.x + at;
         x.low[i] = exact ? p.x_low + at : nullptr;
+        x.group_sums[i] = nullptr;
     }
     Sums<TOKENS> sums;
     sums.clear();
+    auto ready = [] { wait_for_dependencies(); };
     multiply_tile_of<TYPES, TOKENS>(
         p.type, sums, p.weights, p.columns, tile, warp % split, split, x, grid, lane, exact, ready);
     gather_sums(sums, scratch, warp, lane);
-    float* scratch_up = scratch + WARPS * 128 * TOKENS;
+    float* scratch_up = scratch + DECODE_WARPS * 128 * TOKENS;
     if (p.up.weights) {
         sums.clear();
         multiply_tile_of<TYPES, TOKENS>(
@@ -337,7 +366,7 @@ __device__ inline void run_product(
         gather_sums(sums, scratch_up, warp, lane);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < block_tiles * 128 * TOKENS; i += WARPS * WARP) {
+    for (int i = threadIdx.x; i < block_tiles * 128 * TOKENS; i += DECODE_WARPS * WARP) {
         int local = i / (128 * TOKENS), pair = i % (128 * TOKENS);
         int token = first + pair / 16, row = (block * block_tiles + local) * 16 + pair % 16;
         if (token >= n || row >= p.rows) continue;

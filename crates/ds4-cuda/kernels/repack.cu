@@ -94,7 +94,7 @@ __device__ inline void repack_iq2_xxs(
                 codes[s] |= (signs >> 2 * i & 1) << bit;
                 codes[s] |= (signs >> (2 * i + 1) & 1) << (16 + bit);
             }
-            scales[s / 4] |= (rest >> 28) << (s / 2 % 2 * 16 + 8 * r + s % 2 * 4);
+            scales[r] |= (rest >> 28) << 4 * s;
         }
     }
     uint4* weights = (uint4*)to.weights + unit * 64 + lane;

@@ -1,7 +1,7 @@
 // Choosing experts, for the files that build kernels from it.
 #pragma once
 
-#include "products.cuh"
+#include "common.cuh"
 
 // Scores that a lane holds: up to 512 experts.
 #define LANE_SCORES 16
@@ -124,63 +124,48 @@ __device__ inline ExpertCounts counts_before(
 }
 
 // Pairs and experts that `group_few` takes.
-#define MOST_FEW_PAIRS 4096
+#define MOST_FEW_PAIRS 1024
 #define MOST_EXPERTS 512
 
-// Lists the pairs of each expert, and in passes, for all threads of a block of WARPS warps.
+// Lists the pairs of each expert (see `Groups` in products.cuh), for all threads of a block of
+// WARPS warps.
 template <int WARPS>
-__device__ inline void group_few(const u32* ids, int count, int experts, const Groups& to) {
+__device__ inline void group_few(
+    const u32* ids, int count, int experts, u32* pairs, u32* starts, u32* active, u32* active_count
+) {
     constexpr int THREADS = WARPS * WARP, OWN = MOST_EXPERTS / THREADS;
-    __shared__ u16 chosen[MOST_FEW_PAIRS];
-    __shared__ u32 counts[MOST_EXPERTS], first_pass[MOST_EXPERTS];
+    __shared__ u32 chosen[MOST_FEW_PAIRS], counts[MOST_EXPERTS];
     __shared__ ExpertCounts warp_counts[WARPS];
     for (int e = threadIdx.x; e < MOST_EXPERTS; e += THREADS) counts[e] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        u32 expert = ids[i];
-        chosen[i] = expert;
-        atomicAdd(&counts[expert], 1);
+        chosen[i] = ids[i];
+        atomicAdd(&counts[chosen[i]], 1);
     }
     __syncthreads();
-    auto counts_of = [&](u32 expert) -> ExpertCounts {
-        u32 n = counts[expert];
-        return {n, n > 0, (n + PASS_ROWS - 1) / PASS_ROWS};
-    };
     ExpertCounts own = {0, 0, 0}, all;
 #pragma unroll
-    for (int i = 0; i < OWN; ++i) own.add(counts_of(OWN * threadIdx.x + i));
+    for (int i = 0; i < OWN; ++i) {
+        u32 pairs_of = counts[OWN * threadIdx.x + i];
+        own.add({pairs_of, pairs_of > 0, 0});
+    }
     ExpertCounts before = counts_before(own, warp_counts, all);
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
-        u32 expert = OWN * threadIdx.x + i;
-        ExpertCounts n = counts_of(expert);
-        if (expert < experts) to.starts[expert] = before.pairs;
-        if (n.active) to.active[before.active] = expert;
-        for (u32 pass = 0; pass < n.tiles; ++pass) {
-            Pass& p = to.passes[before.tiles + pass];
-            p.expert = expert;
-            p.count = min(n.pairs - pass * PASS_ROWS, PASS_ROWS);
-        }
+        u32 expert = OWN * threadIdx.x + i, pairs_of = counts[expert];
+        if (expert < experts) starts[expert] = before.pairs;
+        if (pairs_of > 0) active[before.active] = expert;
         counts[expert] = before.pairs;
-        first_pass[expert] = before.tiles;
-        before.add(n);
+        before.add({pairs_of, pairs_of > 0, 0});
     }
     if (threadIdx.x == 0) {
-        to.starts[experts] = all.pairs;
-        *to.active_count = all.active;
-        *to.pass_count = all.tiles;
+        starts[experts] = all.pairs;
+        *active_count = all.active;
     }
     __syncthreads();
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        u32 expert = chosen[i], rank = 0;
-        for (int j = 0; j < i; ++j) rank += chosen[j] == expert;
-        to.pairs[counts[expert] + rank] = i;
-        Pass& pass = to.passes[first_pass[expert] + rank / PASS_ROWS];
-        pass.pairs[rank % PASS_ROWS] = i;
-        // The expert's last pass repeats its first pair where it has none left.
-        u32 end = expert + 1 < MOST_EXPERTS ? counts[expert + 1] : all.pairs;
-        for (u32 k = 1; rank % PASS_ROWS == 0 && k < PASS_ROWS; ++k) {
-            if (counts[expert] + rank + k >= end) pass.pairs[k] = i;
-        }
+        u32 at = counts[chosen[i]];
+        for (int j = 0; j < i; ++j) at += chosen[j] == chosen[i];
+        pairs[at] = i;
     }
 }

@@ -20,17 +20,14 @@ mod tests;
 const TILE_PAIRS: usize = 64;
 /// Pairs of rows and experts that are grouped right after the router's product; mirrors
 /// `MOST_FEW_PAIRS` in kernels/router.cuh.
-const MOST_FEW_PAIRS: usize = 4096;
+const MOST_FEW_PAIRS: usize = 1024;
 /// Threads of a block that groups pairs by expert, one for each; and blocks that share the work.
 const GROUP_THREADS: usize = 512;
 const GROUP_BLOCKS: usize = 128;
 /// Warps of a block that routes, one row each.
 const ROUTE_WARPS: usize = 8;
-/// Of the kernels in kernels/experts_q2.cu: threads of a block, units of 256 columns that it takes
-/// at most for gate and up (half of them for down), and shared memory for their sums.
-const Q2_THREADS: usize = 512;
-const Q2_UNITS: usize = 16;
-const Q2_SUMS: usize = 2 * 8 * Q2_THREADS * size_of::<f32>();
+/// Blocks that a multiprocessor holds at a time (see the kernels' launch bounds).
+const BLOCKS: usize = 2;
 
 /// Buffers of the experts for `n` rows.
 pub struct Scratch {
@@ -55,8 +52,6 @@ struct GroupBuffers {
     starts: Buffer<u32>,
     active: Buffer<u32>,
     active_count: Buffer<u32>,
-    passes: Buffer<[u32; 8]>,
-    pass_count: Buffer<u32>,
     tiles: Buffer<[u32; 2]>,
     tile_count: Buffer<u32>,
 }
@@ -68,8 +63,6 @@ struct Groups {
     starts: Pointer,
     active: Pointer,
     active_count: Pointer,
-    passes: Pointer,
-    pass_count: Pointer,
 }
 
 /// Mirrors `Routing` in kernels/router.cuh.
@@ -118,8 +111,6 @@ impl RouteAfter {
             starts: Pointer::NULL,
             active: Pointer::NULL,
             active_count: Pointer::NULL,
-            passes: Pointer::NULL,
-            pass_count: Pointer::NULL,
         },
         arrivals: Pointer::NULL,
     };
@@ -161,8 +152,6 @@ impl GroupBuffers {
             starts: device.alloc(experts + 1)?,
             active: device.alloc(experts)?,
             active_count: device.alloc(1)?,
-            passes: device.alloc(pairs.min(MOST_FEW_PAIRS))?,
-            pass_count: device.alloc(1)?,
             tiles: device.alloc(most_tiles(experts, pairs))?,
             tile_count: device.alloc(1)?,
         })
@@ -174,8 +163,6 @@ impl GroupBuffers {
             starts: self.starts.pointer(),
             active: self.active.pointer(),
             active_count: self.active_count.pointer(),
-            passes: self.passes.pointer(),
-            pass_count: self.pass_count.pointer(),
         }
     }
 }
@@ -293,19 +280,13 @@ impl ExpertStage<'_> {
         let (rows, used) = (self.decode_rows, config.experts_used);
         let groups = s.groups[0].pointers();
         let most = config.experts.min(rows * used);
-        let gate_up_tiles = most * config.expert_width / TILE;
-        let (kernel, blocks, threads, shared) =
-            if self.are_few() && w.gate.ty == WeightType::Iq2Xxs && config.hidden <= Q2_UNITS * 256
-            {
-                ("experts_gate_up_q2", self.q2_blocks(gate_up_tiles), Q2_THREADS, Q2_SUMS)
-            } else {
-                ("experts_gate_up_any", self.any_blocks(gate_up_tiles), 32 * DECODE_WARPS, 0)
-            };
+        let busy = BLOCKS * self.device.multiprocessors();
+        let fast = w.gate.ty == WeightType::Iq2Xxs;
         self.device.launch(
-            kernel,
-            [blocks, 1, 1],
-            threads,
-            shared,
+            if fast { "experts_gate_up_q2" } else { "experts_gate_up_any" },
+            [busy.min(most * config.expert_width / TILE), 1, 1],
+            32 * DECODE_WARPS,
+            0,
             args![
                 Arg::value(self.stack(&w.gate)),
                 Arg::value(self.stack(&w.up)),
@@ -319,40 +300,18 @@ impl ExpertStage<'_> {
                 self.grid
             ],
         )?;
-        let down_tiles = most * config.hidden / TILE;
+        let fast = w.down.ty == WeightType::Q2K && w.shared_down.ty == WeightType::Q8_0;
         let (shared, shared_blocks) = shared_down.only();
-        let stack = Arg::value(self.stack(&w.down));
-        if self.are_few()
-            && w.down.ty == WeightType::Q2K
-            && w.shared_down.ty == WeightType::Q8_0
-            && config.expert_width <= Q2_UNITS / 2 * 256
-        {
-            return self.device.launch(
-                "experts_down_q2",
-                [self.q2_blocks(down_tiles), 1, 1],
-                Q2_THREADS,
-                Q2_SUMS,
-                args![
-                    stack,
-                    Arg::value(groups),
-                    s.hidden.pointer(),
-                    s.group_sums.pointer(),
-                    y.pointer(),
-                    used,
-                    rows,
-                    Arg::value(shared)
-                ],
-            );
-        }
         self.device.launch(
-            "experts_down_any",
-            [shared_blocks * rows.div_ceil(8) + self.any_blocks(down_tiles), 1, 1],
+            if fast { "experts_down_q2" } else { "experts_down_any" },
+            [shared_blocks * rows.div_ceil(8) + busy.min(most * config.hidden / TILE), 1, 1],
             32 * DECODE_WARPS,
             0,
             args![
-                stack,
+                Arg::value(self.stack(&w.down)),
                 Arg::value(groups),
                 s.hidden.pointer(),
+                s.group_sums.pointer(),
                 y.pointer(),
                 used,
                 rows,
@@ -360,15 +319,6 @@ impl ExpertStage<'_> {
                 self.grid
             ],
         )
-    }
-
-    /// Blocks that share `tiles` tiles: as many as run at a time.
-    fn q2_blocks(&self, tiles: usize) -> usize {
-        self.device.multiprocessors().min(tiles)
-    }
-
-    fn any_blocks(&self, tiles: usize) -> usize {
-        (2 * self.device.multiprocessors()).min(tiles)
     }
 
     fn prefill(&self, limit: f32, x: &Buffer<u16>, y: &Buffer<f32>) -> StageResult {
