@@ -36,7 +36,7 @@ fn one_answer_ends_with_a_line_and_a_code() {
 #[test]
 #[ignore = "needs the emulated device"]
 fn a_conversation_ends_too() {
-    let mut session = opened(on_device(&["run", "--nothink", "-n", "5000"]));
+    let mut session = opened(on_device(&["run", "--nothink", "-n", "5000"]), &[]);
     session.exp_string("Ctrl-D leaves.").unwrap();
     say(&mut session, "Hello");
     session.exp_string(LOST).unwrap();

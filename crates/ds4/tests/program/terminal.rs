@@ -13,14 +13,12 @@ use crate::process::{ds4, str};
 const TIMEOUT_MS: u64 = 60_000;
 
 fn start(args: &[&str], variables: &[(&str, &str)]) -> PtySession {
-    let mut command = ds4(args);
-    command.envs(variables.iter().copied());
-    opened(command)
+    opened(ds4(args), variables)
 }
 
-/// A command at a terminal.
-pub fn opened(mut command: Command) -> PtySession {
-    command.env("TERM", "xterm");
+/// A command at a terminal; its name for that is among the variables, if it is not the usual one.
+pub fn opened(mut command: Command, variables: &[(&str, &str)]) -> PtySession {
+    command.env("TERM", "xterm").envs(variables.iter().copied());
     // What a terminal does not replace stays inherited.
     command.stdin(std::process::Stdio::inherit());
     spawn_command(command, Some(TIMEOUT_MS)).unwrap()
