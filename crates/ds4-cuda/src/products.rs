@@ -183,7 +183,7 @@ impl Products {
 
     /// Multiplies rows 0 to `decode` one way and those up to `rows` the other.
     pub fn run(&self, device: &Device, grid: Pointer, decode: usize, rows: usize) -> StageResult {
-        self.run_and_route(device, grid, decode, rows, &RouteAfter::NOTHING)
+        self.run_and_route(device, grid, decode, rows, &RouteAfter::zeroed())
     }
 
     /// The same, and routes the rows that are decoded as soon as the first product is done.

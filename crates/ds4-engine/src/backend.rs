@@ -42,7 +42,7 @@ pub struct Span {
 }
 
 /// The tokens of one step. Spans shorter than [`PREFILL_MIN`] come first.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// One token per row.
     pub tokens: Vec<TokenId>,

@@ -251,14 +251,7 @@ fn check<B: Backend>(config: &Config, w: &Work<'_, B>) -> Result<(), StepError> 
 fn plan<B: Backend>(work: &[Work<'_, B>]) -> (Batch, Vec<usize>) {
     let mut by_span: Vec<usize> = (0..work.len()).collect();
     by_span.sort_by_key(|&i| work[i].tokens.len() >= PREFILL_MIN);
-    let mut batch = Batch {
-        tokens: Vec::new(),
-        spans: Vec::new(),
-        decode_rows: 0,
-        logit_rows: Vec::new(),
-        best_rows: 0,
-        decode_logits: 0,
-    };
+    let mut batch = Batch::default();
     let mut last_row = vec![0; work.len()];
     for &i in &by_span {
         let (w, start) = (&work[i], batch.tokens.len());

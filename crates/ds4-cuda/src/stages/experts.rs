@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use bytemuck::Zeroable;
 use ds4_engine::backend::StageResult;
 use ds4_model::config::Config;
 
@@ -81,39 +82,14 @@ struct Routing {
     padding: i32,
 }
 
-/// Routing of the rows that are decoded, for the launch of the router's product. Mirrors
-/// `RouteAfter` in kernels/decode_products.cu.
+/// Routing of the rows that are decoded, for the launch of the router's product; zeroed for products
+/// that have nothing to do with routing. Mirrors `RouteAfter` in kernels/decode_products.cu.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct RouteAfter {
     routing: Routing,
     groups: Groups,
     arrivals: Pointer,
-}
-
-impl RouteAfter {
-    /// For products that have nothing to do with routing.
-    pub(crate) const NOTHING: RouteAfter = RouteAfter {
-        routing: Routing {
-            logits: Pointer::NULL,
-            bias: Pointer::NULL,
-            table: Pointer::NULL,
-            tokens: Pointer::NULL,
-            ids: Pointer::NULL,
-            weights: Pointer::NULL,
-            experts: 0,
-            used: 0,
-            scale: 0.0,
-            padding: 0,
-        },
-        groups: Groups {
-            pairs: Pointer::NULL,
-            starts: Pointer::NULL,
-            active: Pointer::NULL,
-            active_count: Pointer::NULL,
-        },
-        arrivals: Pointer::NULL,
-    };
 }
 
 /// Mirrors `Stack` in kernels/products.cuh.
@@ -191,7 +167,7 @@ impl ExpertStage<'_> {
     /// the router's product. `arrivals` is a counter at zero.
     pub fn route_after(&self, arrivals: &Buffer<u32>) -> RouteAfter {
         if !self.are_few() {
-            return RouteAfter::NOTHING;
+            return RouteAfter::zeroed();
         }
         RouteAfter {
             routing: self.routing(),

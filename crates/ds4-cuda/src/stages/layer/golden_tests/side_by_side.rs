@@ -105,14 +105,7 @@ impl SideBySide {
     }
 
     fn batch(&self, work: &[(usize, &[u32])]) -> Batch {
-        let mut batch = Batch {
-            tokens: Vec::new(),
-            spans: Vec::new(),
-            decode_rows: 0,
-            logit_rows: Vec::new(),
-            best_rows: 0,
-            decode_logits: 0,
-        };
+        let mut batch = Batch::default();
         for &(session, tokens) in work {
             let first = batch.tokens.len();
             batch.tokens.extend_from_slice(tokens);
