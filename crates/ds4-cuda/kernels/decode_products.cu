@@ -5,6 +5,7 @@
 // beside it.
 
 #include "products.cuh"
+#include "quantised.cuh"
 #include "router.cuh"
 
 // Products of one launch, as a kernel argument: reading them from memory would delay every block.
@@ -13,10 +14,10 @@ struct ProductList {
     Product at[MOST_PRODUCTS];
 };
 
-// What is to happen as soon as the first product is done, if it is the router's. Mirrors
-// `RouteAfter` in src/stages/experts.rs.
-struct RouteAfter {
-    // Without `logits`: nothing.
+// What a launch does for the experts beside its products. Mirrors `Preparation` in
+// src/stages/experts.rs.
+struct Preparation {
+    // As soon as the first product is done, if it is the router's. Without `logits`: nothing.
     Routing routing;
     // The pairs of each expert (see `Groups`).
     u32* pairs;
@@ -24,23 +25,41 @@ struct RouteAfter {
     u32* active;
     u32* active_count;
     u32* arrivals;
+    // Rows x + x_low as integers, in blocks after the products'. Without `parts`: nothing.
+    Quantised quantised;
+    const u16* x;
+    const u16* x_low;
 };
 
 // One block: the choice of all rows, and the pairs of each expert.
-__device__ inline void route_rows(const RouteAfter& after, int n) {
-    const Routing& r = after.routing;
+__device__ inline void route_rows(const Preparation& to_do, int n) {
+    const Routing& r = to_do.routing;
     for (int row = threadIdx.x / WARP; row < n; row += DECODE_WARPS) route_row(r, row);
     __syncthreads();
-    group_few<DECODE_WARPS>(r.ids, n * r.used, r.experts, after.pairs, after.starts, after.active,
-                            after.active_count);
+    group_few<DECODE_WARPS>(r.ids, n * r.used, r.experts, to_do.pairs, to_do.starts, to_do.active,
+                            to_do.active_count);
+}
+
+// Rows `first` … below `end`: a unit for each warp of the blocks.
+__device__ inline void quantise_rows(const Preparation& to_do, int block, int first, int end) {
+    int i = block * DECODE_WARPS + threadIdx.x / WARP, units = to_do.quantised.units;
+    int row = first + i / units;
+    wait_for_dependencies();
+    if (row < end) quantise_unit(to_do.quantised, to_do.x, to_do.x_low, row, i % units);
 }
 
 template <int TYPES, int TOKENS>
 __device__ inline void run_products(
-    const ProductList& products, int count, int n, const RouteAfter& after, const uint4* iq2_grid
+    const ProductList& products, int count, int blocks, int n, const Preparation& to_do,
+    const uint4* iq2_grid
 ) {
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     launch_dependents();
+    int first = blockIdx.y * 8 * TOKENS;
+    if ((int)blockIdx.x >= blocks) {
+        quantise_rows(to_do, blockIdx.x - blocks, first, min(first + 8 * TOKENS, n));
+        return;
+    }
     int which = 0;
     while (which + 1 < count && products.at[which + 1].first_block <= blockIdx.x) ++which;
     const Product& p = products.at[which];
@@ -52,47 +71,46 @@ __device__ inline void run_products(
         wait_for_dependencies();
         if (*p.needed == 0) return;
     }
-    int first = blockIdx.y * 8 * TOKENS;
     float* scratch = (float*)dynamic_shared;
     run_product<TYPES, TOKENS>(
         p, blockIdx.x - p.first_block, first, n, own_grid(grids), scratch);
-    if (after.routing.logits && which == 0) {
-        int blocks = count > 1 ? products.at[1].first_block : gridDim.x;
-        if (last_to_arrive(after.arrivals, blocks * gridDim.y)) route_rows(after, n);
+    if (to_do.routing.logits && which == 0) {
+        int own_blocks = count > 1 ? products.at[1].first_block : blocks;
+        if (last_to_arrive(to_do.arrivals, own_blocks * gridDim.y)) route_rows(to_do, n);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) decode_products_8(
-    __grid_constant__ const ProductList products, int count, int n,
-    __grid_constant__ const RouteAfter after, const uint4* iq2_grid
+    __grid_constant__ const ProductList products, int count, int blocks, int n,
+    __grid_constant__ const Preparation to_do, const uint4* iq2_grid
 ) {
-    run_products<DENSE_TYPES, 1>(products, count, n, after, iq2_grid);
+    run_products<DENSE_TYPES, 1>(products, count, blocks, n, to_do, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) decode_products_16(
-    __grid_constant__ const ProductList products, int count, int n,
-    __grid_constant__ const RouteAfter after, const uint4* iq2_grid
+    __grid_constant__ const ProductList products, int count, int blocks, int n,
+    __grid_constant__ const Preparation to_do, const uint4* iq2_grid
 ) {
-    run_products<DENSE_TYPES, 2>(products, count, n, after, iq2_grid);
+    run_products<DENSE_TYPES, 2>(products, count, blocks, n, to_do, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) decode_products_32(
-    __grid_constant__ const ProductList products, int count, int n,
-    __grid_constant__ const RouteAfter after, const uint4* iq2_grid
+    __grid_constant__ const ProductList products, int count, int blocks, int n,
+    __grid_constant__ const Preparation to_do, const uint4* iq2_grid
 ) {
-    run_products<DENSE_TYPES, 4>(products, count, n, after, iq2_grid);
+    run_products<DENSE_TYPES, 4>(products, count, blocks, n, to_do, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) decode_products_64(
-    __grid_constant__ const ProductList products, int count, int n,
-    __grid_constant__ const RouteAfter after, const uint4* iq2_grid
+    __grid_constant__ const ProductList products, int count, int blocks, int n,
+    __grid_constant__ const Preparation to_do, const uint4* iq2_grid
 ) {
-    run_products<DENSE_TYPES, 8>(products, count, n, after, iq2_grid);
+    run_products<DENSE_TYPES, 8>(products, count, blocks, n, to_do, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) decode_products_any(
-    __grid_constant__ const ProductList products, int count, int n,
-    __grid_constant__ const RouteAfter after, const uint4* iq2_grid
+    __grid_constant__ const ProductList products, int count, int blocks, int n,
+    __grid_constant__ const Preparation to_do, const uint4* iq2_grid
 ) {
-    run_products<ANY_TYPE, 1>(products, count, n, after, iq2_grid);
+    run_products<ANY_TYPE, 1>(products, count, blocks, n, to_do, iq2_grid);
 }

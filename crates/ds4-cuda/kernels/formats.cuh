@@ -183,28 +183,41 @@ struct Unit<IQ2_XXS> {
 
     __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
         size_t block = (size_t)tile * units + unit;
-        weights[0] = load_once16(p.weights + block * 64 + lane);
-        weights[1] = load_once16(p.weights + block * 64 + 32 + lane);
+        const uint4* from = p.weights + block * 64 + lane;
+        weights[0] = load_once16(from);
+        weights[1] = load_once16(from + 32);
         scale_codes = ((const uint2*)p.scales)[block * 8 + lane / 4];
         scales = ((const u32*)p.more_scales)[block * 8 + lane / 4];
     }
 
-    // A code has the first row's grid index in bits 7 … 14 and the second row's in bits 23 … 30: as
-    // offsets into the copies. The signs of pair i of the eight pairs of columns (four of each row)
-    // are bits 7 - i and 23 - i, those of pair 0 bits 15 and 31.
-    __device__ static inline uint4 look_up(const uint4* grid, u32 offset) {
-        return *(const uint4*)((const u8*)grid + (offset & 0x7f80));
+    // Two steps have a word of indices and one of signs. Entry 2·(step % 2) + row has its index of
+    // the grid in that byte; in each nibble of the signs it has the bit of its number, for columns
+    // 0, 2, 4, 6, 1, 3, 5, 7 from the lowest nibble on.
+    __device__ inline u32 indices(int step) const {
+        uint4 c = weights[step / 4];
+        return step % 4 / 2 ? c.z : c.x;
     }
 
-    __device__ static inline u32 signed_pair(u32 pair, u32 code, int i) {
-        return pair ^ ((i == 0 ? code : code << (8 + i)) & 0x80008000);
+    __device__ inline u32 signs(int step) const {
+        uint4 c = weights[step / 4];
+        return step % 4 / 2 ? c.w : c.y;
     }
 
-    __device__ static inline void put(Operands& o, int row, u32 code, const uint4* grid) {
-        uint4 v = look_up(grid, row ? code >> 16 : code);
-        int i = 4 * row;
-        put_row(o, row, signed_pair(v.x, code, i), signed_pair(v.y, code, i + 1),
-                signed_pair(v.z, code, i + 2), signed_pair(v.w, code, i + 3));
+    // An entry's index times 128, the bytes of its copies in shared memory.
+    __device__ static inline u32 grid_offset(u32 indices, int entry) {
+        return (entry == 0 ? indices << 7 : indices >> (8 * entry - 7)) & 0x7f80;
+    }
+
+    __device__ static inline u32 signed_pair(u32 pair, u32 signs, int entry, int i) {
+        return pair ^ (signs << (15 - 4 * i - entry) & 0x80008000);
+    }
+
+    __device__ inline void put(Operands& o, int step, int row, const uint4* grid) const {
+        int entry = step % 2 * 2 + row;
+        uint4 v = *(const uint4*)((const u8*)grid + grid_offset(indices(step), entry));
+        u32 s = signs(step);
+        put_row(o, row, signed_pair(v.x, s, entry, 0), signed_pair(v.y, s, entry, 1),
+                signed_pair(v.z, s, entry, 2), signed_pair(v.w, s, entry, 3));
     }
 
     // 2·(four bits of the step) + 1, without a conversion: those are slow.
@@ -213,16 +226,10 @@ struct Unit<IQ2_XXS> {
         return __uint_as_float((twice & 0x1e) | 0x4b000001) - 8388608.0f;
     }
 
-    __device__ inline u32 code(int step) const {
-        uint4 c = weights[step / 4];
-        int i = step % 4;
-        return i == 0 ? c.x : i == 1 ? c.y : i == 2 ? c.z : c.w;
-    }
-
     __device__ inline Operands operands(int step, const uint4* grid, int) const {
         Operands o;
-        put(o, 0, code(step), grid);
-        put(o, 1, code(step), grid);
+        put(o, step, 0, grid);
+        put(o, step, 1, grid);
         return o;
     }
 
@@ -334,18 +341,6 @@ struct UnitK {
             put_row(o, row, m, m, m, m);
         }
         return o;
-    }
-
-    // The minima of all of the unit's groups as an operand, in the order in which `GroupSums` has
-    // the activations' sums: lane t has those of steps 4·(t % 2) … with its own scales.
-    __device__ inline void all_minima(int lane, u32 (&a)[4]) const {
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            u32 low, high;
-            bytes_to_halves(group_bytes(lane % 2 * 4, row, true), low, high);
-            a[row] = half2_sub(low, 0x64006400);
-            a[row + 2] = half2_sub(high, 0x64006400);
-        }
     }
 
     __device__ inline RowPair factor(int) const {

@@ -14,16 +14,7 @@ struct Rows {
     const u16* high[TOKENS];
     // What rounding to halves left over, or null.
     const u16* low[TOKENS];
-    // The lane's sums of each 16 columns (see `group_sum_at`), or null: some formats can use them.
-    const u16* group_sums[TOKENS];
 };
-
-// Where the sum of columns 16·group … belongs among those of 256, so that lanes find theirs side
-// by side: group 2·step + half goes to lane 2·half + step / 4, whose groups are 4 of the 16.
-__device__ inline int group_sum_at(int group) {
-    int step = group % 16 / 2, half = group % 2;
-    return group / 16 * 16 + (2 * half + step / 4) * 4 + step % 4;
-}
 
 template <int TOKENS>
 struct Sums {
@@ -82,8 +73,7 @@ __device__ inline void add_scaled(Sums<TOKENS>& sums, int n, const float (&d)[4]
 }
 
 // Formats whose groups have a minimum: integers times group scales first, the block's factors last.
-// With SUMS the minima are multiplied with `group_sums`.
-template <int TYPE, int TOKENS, bool SUMS>
+template <int TYPE, int TOKENS>
 __device__ inline void multiply_unit_k(
     Sums<TOKENS>& sums, const Unit<TYPE>& w, const Rows<TOKENS>& x, int column, int lane, bool exact
 ) {
@@ -99,30 +89,22 @@ __device__ inline void multiply_unit_k(
             Operands o = w.operands(s, nullptr, lane);
             multiply_step(d, o, in.at(s));
             if (exact) multiply_step(d, o, input_at(x.low[n], column, s));
-            if constexpr (!SUMS) {
-                Operands minima = w.minima(s);
-                multiply_step(m, minima, in.at(s));
-                if (exact) multiply_step(m, minima, input_at(x.low[n], column, s));
-            }
-        }
-        if constexpr (SUMS) {
-            u32 a[4];
-            w.all_minima(lane, a);
-            uint2 b = *(const uint2*)(x.group_sums[n] + column / 16);
-            mma_from_zero(m, a, b.x, b.y);
+            Operands minima = w.minima(s);
+            multiply_step(m, minima, in.at(s));
+            if (exact) multiply_step(m, minima, input_at(x.low[n], column, s));
         }
         add_scaled(sums, n, d, f);
         add_scaled(sums, n, m, f_min);
     }
 }
 
-template <int TYPE, int TOKENS, bool SUMS>
+template <int TYPE, int TOKENS>
 __device__ inline void multiply_unit(
     Sums<TOKENS>& sums, const Unit<TYPE>& w, const Rows<TOKENS>& x, int column, const uint4* grid,
     int lane, bool exact
 ) {
     if constexpr (TYPE == Q2_K || TYPE == Q4_K) {
-        multiply_unit_k<TYPE, TOKENS, SUMS>(sums, w, x, column, lane, exact);
+        multiply_unit_k<TYPE, TOKENS>(sums, w, x, column, lane, exact);
     } else {
         constexpr int STEPS = unit_steps(TYPE);
         StepInputs<STEPS, TOKENS == 1> first(x.high[0], column);
@@ -155,7 +137,7 @@ __device__ inline void multiply_unit(
 
 // Adds the products of units `first`, `first + stride`, … of a tile. Two units are on their way
 // at any time, the first two before `ready` is called, which waits for the activations.
-template <int TYPE, int TOKENS, bool SUMS, typename Ready>
+template <int TYPE, int TOKENS, typename Ready>
 __device__ inline void multiply_tile(
     Sums<TOKENS>& sums, const Planes& w, int units, int tile, int first, int stride,
     const Rows<TOKENS>& x, const uint4* grid, int lane, bool exact, Ready ready
@@ -166,39 +148,11 @@ __device__ inline void multiply_tile(
     if (first + stride < units) odd.load(w, units, tile, first + stride, lane);
     ready();
     for (int u = first; u < units; u += 2 * stride) {
-        multiply_unit<TYPE, TOKENS, SUMS>(sums, even, x, u * COLUMNS, grid, lane, exact);
+        multiply_unit<TYPE, TOKENS>(sums, even, x, u * COLUMNS, grid, lane, exact);
         if (u + 2 * stride < units) even.load(w, units, tile, u + 2 * stride, lane);
         if (u + stride >= units) break;
-        multiply_unit<TYPE, TOKENS, SUMS>(sums, odd, x, (u + stride) * COLUMNS, grid, lane, exact);
+        multiply_unit<TYPE, TOKENS>(sums, odd, x, (u + stride) * COLUMNS, grid, lane, exact);
         if (u + 3 * stride < units) odd.load(w, units, tile, u + 3 * stride, lane);
-    }
-}
-
-// The same for two matrices of one shape and the same activations.
-template <int TYPE, bool SUMS>
-__device__ inline void multiply_pair(
-    Sums<1>& a, Sums<1>& b, const Planes& wa, const Planes& wb, int units, int tile, int first,
-    int stride, const Rows<1>& x, const uint4* grid, int lane
-) {
-    constexpr int COLUMNS = unit_steps(TYPE) * 32;
-    Unit<TYPE> even[2], odd[2];
-    auto load = [&](Unit<TYPE> (&to)[2], int unit) {
-        if (unit >= units) return;
-        to[0].load(wa, units, tile, unit, lane);
-        to[1].load(wb, units, tile, unit, lane);
-    };
-    auto multiply = [&](const Unit<TYPE> (&w)[2], int unit) {
-        multiply_unit<TYPE, 1, SUMS>(a, w[0], x, unit * COLUMNS, grid, lane, false);
-        multiply_unit<TYPE, 1, SUMS>(b, w[1], x, unit * COLUMNS, grid, lane, false);
-    };
-    load(even, first);
-    load(odd, first + stride);
-    for (int u = first; u < units; u += 2 * stride) {
-        multiply(even, u);
-        load(even, u + 2 * stride);
-        if (u + stride >= units) break;
-        multiply(odd, u + stride);
-        load(odd, u + 3 * stride);
     }
 }
 
@@ -209,17 +163,15 @@ __device__ inline void multiply_tile_f32(
     const Rows<TOKENS>& x, const uint4* grid, int lane, bool exact, Ready ready
 ) {
     Planes rest = {(const uint4*)w.scales, nullptr, nullptr};
-    multiply_tile<F16, TOKENS, false>(
+    multiply_tile<F16, TOKENS>(
         sums, w, units, tile, first, stride, x, grid, lane, exact, ready);
-    multiply_tile<F16, TOKENS, false>(
+    multiply_tile<F16, TOKENS>(
         sums, rest, units, tile, first, stride, x, grid, lane, false, [] {});
 }
 
 // Sets of weight types that a kernel is built for: the fewer, the fewer registers it needs.
 #define TYPE_BIT(TYPE) (1 << (TYPE))
 #define ANY_TYPE ((1 << WEIGHT_TYPES) - 1)
-// Not a type: activations come with `group_sums`.
-#define GROUP_SUMS (1 << WEIGHT_TYPES)
 // What attention and other dense matrices are stored in.
 #define DENSE_TYPES (TYPE_BIT(Q8_0) | TYPE_BIT(F16))
 
@@ -233,7 +185,7 @@ __device__ inline void multiply_tile_of(
 #define CASE(TYPE)                                                                           \
     if constexpr ((TYPES & TYPE_BIT(TYPE)) != 0) {                                           \
         if (type == TYPE) {                                                                  \
-            multiply_tile<TYPE, TOKENS, (TYPES & GROUP_SUMS) != 0>(                          \
+            multiply_tile<TYPE, TOKENS>(                                                     \
                 sums, w, steps / unit_steps(TYPE), tile, first, stride, x, grid, lane, exact, \
                 ready);                                                                      \
         }                                                                                    \
@@ -334,6 +286,12 @@ struct Product {
 // Warps of a block that decodes.
 #define DECODE_WARPS 8
 
+// Blocks that all tiles of a product take.
+__device__ inline int product_blocks(const Product& p) {
+    int block_rows = DECODE_WARPS / p.split * 16;
+    return (p.rows + block_rows - 1) / block_rows;
+}
+
 // Tiles of a product for rows `first` … of `n`, as many as the block's warps have: `block` counts
 // those blocks. `scratch` holds 128·TOKENS floats per warp, twice as many for a pair.
 template <int TYPES, int TOKENS>
@@ -350,7 +308,6 @@ __device__ inline void run_product(
         size_t at = (size_t)min(first + 8 * i + lane / 4, n - 1) * p.x_stride + 8 * (lane % 4);
         x.high[i] = p.x + at;
         x.low[i] = exact ? p.x_low + at : nullptr;
-        x.group_sums[i] = nullptr;
     }
     Sums<TOKENS> sums;
     sums.clear();

@@ -93,6 +93,32 @@ __device__ inline void mma_from_zero(float (&d)[4], const u32 (&a)[4], u32 b0, u
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
+// d += A·B for A [16, 32] and B [32, 8], signed bytes with exact sums: a[0] = A[g][4t … 4t+3],
+// a[1] = A[g+8][4t…], a[2] = A[g][4t+16…], a[3] = A[g+8][4t+16…]; b0 = B[4t … 4t+3][g],
+// b1 = B[4t+16…][g]; d as above.
+__device__ inline void mma_signed(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same for unsigned bytes in A.
+__device__ inline void mma_unsigned(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Four bytes out of the eight of `low` and `high`: the low nibbles of `selector`, all below 8, say
+// which.
+__device__ inline u32 select_bytes(u32 low, u32 high, u32 selector) {
+    u32 d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(selector));
+    return d;
+}
+
 __device__ inline u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 // Four 8×8 matrices of halves; lane i gives the address of row i % 8 of matrix i / 8, and gets

@@ -77,8 +77,7 @@ __device__ inline void repack_iq2_xxs(
     const TileRows& from, Planes& to, size_t unit, int at, int lane
 ) {
     int g = lane / 4, t = lane % 4;
-    u32 codes[8], scales[2] = {0, 0}, d = 0;
-    for (int s = 0; s < 8; ++s) codes[s] = 0;
+    u32 indices[4] = {0, 0, 0, 0}, all_signs[4] = {0, 0, 0, 0}, scales[2] = {0, 0}, d = 0;
     for (int r = 0; r < 2; ++r) {
         const u8* row = from.row(g + 8 * r);
         if (!row) continue;
@@ -88,18 +87,17 @@ __device__ inline void repack_iq2_xxs(
             u32 grid = read32(block + 2 + 8 * s), rest = read32(block + 6 + 8 * s);
             u32 signs = rest >> 7 * t & 127;
             signs |= (__popc(signs) & 1) << 7;
-            codes[s] |= (grid >> 8 * t & 0xff) << (7 + 16 * r);
-            for (int i = 0; i < 4; ++i) {
-                int pair = 4 * r + i, bit = pair == 0 ? 15 : 7 - pair;
-                codes[s] |= (signs >> 2 * i & 1) << bit;
-                codes[s] |= (signs >> (2 * i + 1) & 1) << (16 + bit);
+            int entry = s % 2 * 2 + r;
+            indices[s / 2] |= (grid >> 8 * t & 0xff) << 8 * entry;
+            for (int i = 0; i < 8; ++i) {
+                all_signs[s / 2] |= (signs >> i & 1) << (i % 2 * 16 + i / 2 * 4 + entry);
             }
             scales[r] |= (rest >> 28) << 4 * s;
         }
     }
     uint4* weights = (uint4*)to.weights + unit * 64 + lane;
-    weights[0] = make_uint4(codes[0], codes[1], codes[2], codes[3]);
-    weights[32] = make_uint4(codes[4], codes[5], codes[6], codes[7]);
+    weights[0] = make_uint4(indices[0], all_signs[0], indices[1], all_signs[1]);
+    weights[32] = make_uint4(indices[2], all_signs[2], indices[3], all_signs[3]);
     if (t == 0) {
         ((uint2*)to.scales)[unit * 8 + g] = make_uint2(scales[0], scales[1]);
         ((u32*)to.more_scales)[unit * 8 + g] = d;

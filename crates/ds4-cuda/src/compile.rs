@@ -39,6 +39,7 @@ pub const PROGRAMS: &[Program] = programs!(
     "dummy.cu",
     "embed.cu",
     "experts.cu",
+    "experts_q2.cu",
     "hyper_connection.cu",
     "indexer.cu",
     "key_value.cu",
@@ -48,8 +49,15 @@ pub const PROGRAMS: &[Program] = programs!(
 );
 
 /// Headers that programs may include.
-const HEADERS: &[Program] =
-    programs!("ptx.cuh", "common.cuh", "rows.cuh", "formats.cuh", "products.cuh", "router.cuh");
+const HEADERS: &[Program] = programs!(
+    "ptx.cuh",
+    "common.cuh",
+    "rows.cuh",
+    "formats.cuh",
+    "products.cuh",
+    "quantised.cuh",
+    "router.cuh"
+);
 
 const OPTIONS: &[&str] = &["--std=c++17", "-default-device", "-lineinfo"];
 

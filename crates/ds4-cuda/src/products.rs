@@ -6,7 +6,7 @@ use ds4_engine::backend::StageResult;
 use crate::{
     arguments::{Arg, args},
     device::{Buffer, Device, Pointer},
-    stages::experts::RouteAfter,
+    stages::experts::Preparation,
     weights::{DeviceMatrix, Planes, TILE},
 };
 
@@ -183,20 +183,20 @@ impl Products {
 
     /// Multiplies rows 0 to `decode` one way and those up to `rows` the other.
     pub fn run(&self, device: &Device, grid: Pointer, decode: usize, rows: usize) -> StageResult {
-        self.run_and_route(device, grid, decode, rows, &RouteAfter::zeroed())
+        self.run_and_prepare(device, grid, decode, rows, &Preparation::zeroed())
     }
 
-    /// The same, and routes the rows that are decoded as soon as the first product is done.
-    pub fn run_and_route(
+    /// The same, with what is to be done for experts beside it.
+    pub fn run_and_prepare(
         &self,
         device: &Device,
         grid: Pointer,
         decode: usize,
         rows: usize,
-        after: &RouteAfter,
+        to_do: &Preparation,
     ) -> StageResult {
         if decode > 0 {
-            self.decode(device, grid, decode, after)?;
+            self.decode(device, grid, decode, to_do)?;
         }
         if rows > decode {
             self.run_prefill(device, grid, decode, rows)?;
@@ -209,7 +209,7 @@ impl Products {
         device: &Device,
         grid: Pointer,
         rows: usize,
-        after: &RouteAfter,
+        to_do: &Preparation,
     ) -> StageResult {
         let (kernel, eights) = match rows {
             _ if !self.dense => ("decode_products_any", 1),
@@ -224,10 +224,10 @@ impl Products {
             list[..products.len()].copy_from_slice(products);
             device.launch(
                 kernel,
-                [*blocks, rows.div_ceil(8 * eights), 1],
+                [*blocks + to_do.blocks(rows.min(8 * eights)), rows.div_ceil(8 * eights), 1],
                 32 * DECODE_WARPS,
                 shared,
-                args![Arg::value(list), products.len(), rows, Arg::value(*after), grid],
+                args![Arg::value(list), products.len(), *blocks, rows, Arg::value(*to_do), grid],
             )?;
         }
         Ok(())

@@ -174,6 +174,8 @@ pub(crate) struct Weights {
     pub output: DeviceMatrix,
     /// The grid of IQ2_XXS in halves.
     pub iq2_grid: Buffer<[u16; 8]>,
+    /// The same grid as selectors of bytes (kernels/experts_q2.cu).
+    pub iq2_selectors: Buffer<u32>,
 }
 
 impl Weights {
@@ -223,6 +225,7 @@ impl Weights {
             output_norm: device.buffer(&w.output_norm)?,
             output: loader.matrix(&w.output)?,
             iq2_grid: device.buffer(&iq2_grid())?,
+            iq2_selectors: device.buffer(&iq2_selectors())?,
         };
         device.synchronize()?;
         Ok(weights)
@@ -286,6 +289,25 @@ fn flat(stack: &ExpertStack) -> Matrix {
 fn iq2_grid() -> Vec<[u16; 8]> {
     let halves = |entry: &u64| entry.to_le_bytes().map(|m| f16::from_f32(m.into()).to_bits());
     gguf::IQ2_XXS_GRID.iter().map(halves).collect()
+}
+
+/// A nibble for each column: the number of its magnitude among the three that there are. Columns with
+/// even numbers come first.
+fn iq2_selectors() -> Vec<u32> {
+    const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+    let selectors = |entry: &u64| {
+        let magnitudes = entry.to_le_bytes();
+        let nibbles = ORDER.iter().enumerate().map(|(place, column)| {
+            let number = match magnitudes[*column] {
+                8 => 0,
+                25 => 1,
+                _ => 2,
+            };
+            number << (4 * place)
+        });
+        nibbles.sum()
+    };
+    gguf::IQ2_XXS_GRID.iter().map(selectors).collect()
 }
 
 fn layout(m: &Matrix) -> Result<(WeightType, [usize; 3]), Error> {

@@ -73,6 +73,16 @@ inline void mma_tf32(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     emulator_mma_tf32(d, a, b0, b1);
 }
 
+inline void mma_signed(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    emulator_mma_bytes(d, a, b0, b1, true);
+}
+
+inline void mma_unsigned(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    emulator_mma_bytes(d, a, b0, b1, false);
+}
+
+inline u32 select_bytes(u32 low, u32 high, u32 selector) { return __byte_perm(low, high, selector); }
+
 inline float fast_reciprocal(float x) { return 1.0f / x; }
 
 inline void load_matrix4(u32 (&r)[4], const void* row) { emulator_load_matrix4(r, row, false); }

@@ -73,6 +73,7 @@ unsigned emulator_active_lanes();
 
 void emulator_mma(float* d, const unsigned* a, unsigned b0, unsigned b1);
 void emulator_mma_tf32(float* d, const unsigned* a, unsigned b0, unsigned b1);
+void emulator_mma_bytes(int* d, const unsigned* a, unsigned b0, unsigned b1, bool a_is_signed);
 void emulator_load_matrix4(unsigned* r, const void* row, bool transposed);
 
 // Copies of 4, 8 or 16 bytes that happen no earlier than the wait for them.

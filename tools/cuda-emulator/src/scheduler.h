@@ -18,7 +18,8 @@ struct Warp;
 struct Machine;
 
 enum class WarpOperation : uint8_t {
-    barrier, shuffle, vote, reduce, match, mma, mma_tf32, load_matrix, load_matrix_transposed
+    barrier, shuffle, vote, reduce, match, mma, mma_tf32, mma_bytes, load_matrix,
+    load_matrix_transposed
 };
 
 struct AsyncCopy {
@@ -51,7 +52,8 @@ struct Warp {
     uint64_t value[32];
     uint64_t result[32];
     // Fragments of `mma`: in this order A's quarters are [8, 8] halves by rows (of `mma_tf32`
-    // [8, 4] numbers), B's are its columns, and D's halves are [8, 8] floats by rows.
+    // [8, 4] numbers, of `mma_bytes` [8, 16] bytes), B's are its columns, and D's halves are [8, 8]
+    // floats or integers by rows.
     alignas(64) uint32_t a[4][32];
     alignas(64) uint32_t b[2][32];
     alignas(64) float d[2][64];

@@ -152,6 +152,25 @@ void multiply_tf32_matrices(Warp& warp) {
     }
 }
 
+// The same for A [16, 32] and B [32, 8] of bytes, those of B signed, with integer sums.
+void multiply_byte_matrices(Warp& warp, bool a_is_signed) {
+    for (unsigned m = 0; m < 16; ++m) {
+        for (unsigned n = 0; n < 8; ++n) {
+            int sum;
+            float& place = warp.d[m / 8][m % 8 * 8 + n];
+            memcpy(&sum, &place, 4);
+            for (unsigned half = 0; half < 2; ++half) {
+                auto a = (const uint8_t*)&warp.a[m / 8 + half * 2][m % 8 * 4];
+                auto b = (const int8_t*)&warp.b[half][n * 4];
+                for (unsigned k = 0; k < 16; ++k) {
+                    sum += (a_is_signed ? (int)(int8_t)a[k] : (int)a[k]) * b[k];
+                }
+            }
+            memcpy(&place, &sum, 4);
+        }
+    }
+}
+
 void load_matrix(Warp& warp) {
     for (unsigned lane = 0; lane < 32; ++lane) {
         memcpy(&warp.matrix[lane / 8][lane % 8 * 4], (const void*)warp.value[lane], 16);
@@ -209,6 +228,7 @@ void complete_warp_operation(Warp& warp, uint32_t group, unsigned lane) {
         case WarpOperation::match: match(warp, group); break;
         case WarpOperation::mma: multiply_matrices(warp); break;
         case WarpOperation::mma_tf32: multiply_tf32_matrices(warp); break;
+        case WarpOperation::mma_bytes: multiply_byte_matrices(warp, kind != 0); break;
         case WarpOperation::load_matrix: load_matrix(warp); break;
         case WarpOperation::load_matrix_transposed: load_matrix_transposed(warp); break;
     }
@@ -234,6 +254,7 @@ const char* operation_name(WarpOperation operation) {
         case WarpOperation::match: return "match";
         case WarpOperation::mma: return "mma";
         case WarpOperation::mma_tf32: return "mma.tf32";
+        case WarpOperation::mma_bytes: return "mma.bytes";
         case WarpOperation::load_matrix: return "ldmatrix";
         case WarpOperation::load_matrix_transposed: return "ldmatrix.trans";
     }
@@ -282,7 +303,10 @@ unsigned emulator_active_lanes() { return current()->warp->alive; }
 
 namespace {
 
-void emulate_mma(float* d, const unsigned* a, unsigned b0, unsigned b1, WarpOperation operation) {
+template <class T>
+void emulate_mma(
+    T* d, const unsigned* a, unsigned b0, unsigned b1, WarpOperation operation, uint8_t kind = 0
+) {
     Thread* thread = current();
     Warp& warp = *thread->warp;
     unsigned lane = thread->lane;
@@ -290,9 +314,9 @@ void emulate_mma(float* d, const unsigned* a, unsigned b0, unsigned b1, WarpOper
     for (int i = 0; i < 4; ++i) warp.a[i][lane] = a[i];
     warp.b[0][lane] = b0;
     warp.b[1][lane] = b1;
-    for (int i = 0; i < 4; ++i) warp.d[i / 2][lane * 2 + i % 2] = d[i];
-    wait_for_lanes(thread, ~0u, operation);
-    for (int i = 0; i < 4; ++i) d[i] = warp.d[i / 2][lane * 2 + i % 2];
+    for (int i = 0; i < 2; ++i) memcpy(&warp.d[i][lane * 2], d + 2 * i, 8);
+    wait_for_lanes(thread, ~0u, operation, kind);
+    for (int i = 0; i < 2; ++i) memcpy(d + 2 * i, &warp.d[i][lane * 2], 8);
 }
 
 }  // namespace
@@ -303,6 +327,10 @@ void emulator_mma(float* d, const unsigned* a, unsigned b0, unsigned b1) {
 
 void emulator_mma_tf32(float* d, const unsigned* a, unsigned b0, unsigned b1) {
     emulate_mma(d, a, b0, b1, WarpOperation::mma_tf32);
+}
+
+void emulator_mma_bytes(int* d, const unsigned* a, unsigned b0, unsigned b1, bool a_is_signed) {
+    emulate_mma(d, a, b0, b1, WarpOperation::mma_bytes, a_is_signed);
 }
 
 void emulator_load_matrix4(unsigned* r, const void* row, bool transposed) {

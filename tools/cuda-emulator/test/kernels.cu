@@ -169,6 +169,20 @@ extern "C" __global__ void multiply_tf32(const u32* a, const u32* b, float* out)
     low[0] = d[0], low[1] = d[1], low[64] = d[2], low[65] = d[3];
 }
 
+// One warp: out = a·b + out for a [16, 32] by rows, b [32, 8] by columns, of bytes.
+extern "C" __global__ void multiply_bytes(const u32* a, const u32* b, int* out, bool a_is_signed) {
+    int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+    u32 fragment[4] = {a[g * 8 + t], a[(g + 8) * 8 + t], a[g * 8 + t + 4], a[(g + 8) * 8 + t + 4]};
+    int* low = out + g * 8 + 2 * t;
+    int d[4] = {low[0], low[1], low[64], low[65]};
+    if (a_is_signed) {
+        mma_signed(d, fragment, b[g * 8 + t], b[g * 8 + t + 4]);
+    } else {
+        mma_unsigned(d, fragment, b[g * 8 + t], b[g * 8 + t + 4]);
+    }
+    low[0] = d[0], low[1] = d[1], low[64] = d[2], low[65] = d[3];
+}
+
 // Four 8×8 matrices of halves as ldmatrix.trans gives them.
 extern "C" __global__ void transposed(const u16* x, u32* out) {
     u16* shared = (u16*)dynamic_shared;

@@ -253,6 +253,27 @@ void test_matrices() {
     launch("multiply_tf32", {1}, {32}, 0, dwa.address, dwb.address, dwc.address);
     CHECK(dwc.read() == expected);
 
+    vector<uint8_t> bytes_a(512), bytes_b(256);
+    for (size_t i = 0; i < 512; ++i) bytes_a[i] = (uint8_t)(i * 37);
+    for (size_t i = 0; i < 256; ++i) bytes_b[i] = (uint8_t)(i * 91 + 5);
+    for (bool a_is_signed : {true, false}) {
+        vector<int> sums(128);
+        for (size_t i = 0; i < 128; ++i) sums[i] = (int)i - 64;
+        Device<uint8_t> dba(bytes_a), dbb(bytes_b);
+        Device<int> dbc(sums);
+        for (size_t m = 0; m < 16; ++m) {
+            for (size_t n = 0; n < 8; ++n) {
+                for (size_t k = 0; k < 32; ++k) {
+                    uint8_t byte = bytes_a[m * 32 + k];
+                    int factor = a_is_signed ? (int8_t)byte : byte;
+                    sums[m * 8 + n] += factor * (int8_t)bytes_b[n * 32 + k];
+                }
+            }
+        }
+        launch("multiply_bytes", {1}, {32}, 0, dba.address, dbb.address, dbc.address, a_is_signed);
+        CHECK(dbc.read() == sums);
+    }
+
     vector<uint16_t> x(256);
     for (size_t i = 0; i < 256; ++i) x[i] = (uint16_t)i;
     Device<uint16_t> dx(x);

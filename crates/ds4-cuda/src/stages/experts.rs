@@ -29,6 +29,12 @@ const GROUP_BLOCKS: usize = 128;
 const ROUTE_WARPS: usize = 8;
 /// Blocks that a multiprocessor holds at a time (see the kernels' launch bounds).
 const BLOCKS: usize = 2;
+/// Columns that share a scale as integers; mirrors kernels/quantised.cuh.
+const UNIT_COLUMNS: usize = 256;
+/// Rows that a block of `experts_down_q2` has at a time, and bytes that it keeps of a unit of each;
+/// mirrors `MOST_ROWS` and `HiddenUnit` in kernels/experts_q2.cu.
+const DOWN_ROWS: usize = 2;
+const HIDDEN_UNIT: usize = 592;
 
 /// Buffers of the experts for `n` rows.
 pub struct Scratch {
@@ -41,8 +47,9 @@ pub struct Scratch {
     groups: [GroupBuffers; 2],
     /// Hidden layers of the routed experts `[n, used, width]`, by pair.
     hidden: Buffer<u16>,
-    /// Sums of each 16 of its columns.
-    group_sums: Buffer<u16>,
+    /// The input as integers: both parts of `[n, hidden]`, and the scales of each unit.
+    parts: Buffer<u8>,
+    part_scales: Buffer<f32>,
     /// Hidden layer of the shared expert `[n, width]`.
     pub shared_hidden: Buffer<u16>,
 }
@@ -82,14 +89,35 @@ struct Routing {
     padding: i32,
 }
 
-/// Routing of the rows that are decoded, for the launch of the router's product; zeroed for products
-/// that have nothing to do with routing. Mirrors `RouteAfter` in kernels/decode_products.cu.
+/// Mirrors `Quantised` in kernels/quantised.cuh.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub struct RouteAfter {
+struct Quantised {
+    parts: Pointer,
+    scales: Pointer,
+    units: i32,
+    padding: i32,
+}
+
+/// What the launch of the router's product does beside it for the rows that are decoded: routing, and
+/// the experts' input as integers. Zeroed for products that have nothing to do with experts. Mirrors
+/// `Preparation` in kernels/decode_products.cu.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Preparation {
     routing: Routing,
     groups: Groups,
     arrivals: Pointer,
+    quantised: Quantised,
+    x: Pointer,
+    x_low: Pointer,
+}
+
+impl Preparation {
+    /// Blocks that make integers of `rows` rows, one warp for each unit.
+    pub fn blocks(&self, rows: usize) -> usize {
+        (rows * self.quantised.units as usize).div_ceil(DECODE_WARPS)
+    }
 }
 
 /// Mirrors `Stack` in kernels/products.cuh.
@@ -115,7 +143,8 @@ impl Scratch {
                 GroupBuffers::new(device, experts, n * used)?,
             ],
             hidden: device.alloc(n * used * config.expert_width)?,
-            group_sums: device.alloc((n * used * config.expert_width).div_ceil(16))?,
+            parts: device.alloc(2 * n * config.hidden)?,
+            part_scales: device.alloc(n * config.hidden.div_ceil(UNIT_COLUMNS))?,
             shared_hidden: device.alloc(n * config.expert_width)?,
         })
     }
@@ -155,24 +184,43 @@ pub struct ExpertStage<'a> {
     pub step: StepPointers,
     pub weights: &'a Experts,
     pub scratch: &'a Scratch,
-    /// The grid of IQ2_XXS.
+    /// The grid of IQ2_XXS, and the same as selectors.
     pub grid: Pointer,
+    pub selectors: Pointer,
     /// Rows that are decoded come first.
     pub decode_rows: usize,
     pub rows: usize,
 }
 
 impl ExpertStage<'_> {
-    /// Routing of the rows that are decoded, if they are few enough to be routed in the launch of
-    /// the router's product. `arrivals` is a counter at zero.
-    pub fn route_after(&self, arrivals: &Buffer<u32>) -> RouteAfter {
-        if !self.are_few() {
-            return RouteAfter::zeroed();
+    /// What the launch of the router's product, whose input is `x + x_low`, does beside it: routing
+    /// if the rows are few enough, and integers if the experts want them. `arrivals` is a counter at
+    /// zero.
+    pub fn preparation(
+        &self,
+        x: &Buffer<u16>,
+        x_low: &Buffer<u16>,
+        arrivals: &Buffer<u32>,
+    ) -> Preparation {
+        let mut to_do = Preparation::zeroed();
+        if self.are_few() {
+            to_do.routing = self.routing();
+            to_do.groups = self.scratch.groups[0].pointers();
+            to_do.arrivals = arrivals.pointer();
         }
-        RouteAfter {
-            routing: self.routing(),
-            groups: self.scratch.groups[0].pointers(),
-            arrivals: arrivals.pointer(),
+        if self.weights.gate.ty == WeightType::Iq2Xxs {
+            to_do.quantised = self.quantised();
+            (to_do.x, to_do.x_low) = (x.pointer(), x_low.pointer());
+        }
+        to_do
+    }
+
+    fn quantised(&self) -> Quantised {
+        Quantised {
+            parts: self.scratch.parts.pointer(),
+            scales: self.scratch.part_scales.pointer(),
+            units: (self.config.hidden / UNIT_COLUMNS) as i32,
+            padding: 0,
         }
     }
 
@@ -181,7 +229,7 @@ impl ExpertStage<'_> {
     }
 
     /// Turns router products into experts and their weights, and sorts rows by expert: for the rows
-    /// that `route_after` left out.
+    /// that `preparation` left out.
     pub fn route(&self) -> StageResult {
         let first = if self.are_few() { self.decode_rows } else { 0 };
         if first < self.rows {
@@ -257,44 +305,67 @@ impl ExpertStage<'_> {
         let groups = s.groups[0].pointers();
         let most = config.experts.min(rows * used);
         let busy = BLOCKS * self.device.multiprocessors();
-        let fast = w.gate.ty == WeightType::Iq2Xxs;
-        self.device.launch(
-            if fast { "experts_gate_up_q2" } else { "experts_gate_up_any" },
-            [busy.min(most * config.expert_width / TILE), 1, 1],
-            32 * DECODE_WARPS,
-            0,
-            args![
-                Arg::value(self.stack(&w.gate)),
-                Arg::value(self.stack(&w.up)),
+        let (gate, up) = (self.stack(&w.gate), self.stack(&w.up));
+        let (pair_weights, hidden) = (s.weights.pointer(), s.hidden.pointer());
+        let blocks = [busy.min(most * config.expert_width / TILE), 1, 1];
+        let threads = 32 * DECODE_WARPS;
+        if w.gate.ty == WeightType::Iq2Xxs {
+            let arguments = args![
+                Arg::value(gate),
+                Arg::value(up),
                 Arg::value(groups),
-                s.weights.pointer(),
+                pair_weights,
+                Arg::value(self.quantised()),
+                hidden,
+                used,
+                limit,
+                self.selectors
+            ];
+            self.device.launch("experts_gate_up_q2", blocks, threads, 0, arguments)?;
+        } else {
+            let arguments = args![
+                Arg::value(gate),
+                Arg::value(up),
+                Arg::value(groups),
+                pair_weights,
                 x.pointer(),
-                s.hidden.pointer(),
-                s.group_sums.pointer(),
+                hidden,
                 used,
                 limit,
                 self.grid
-            ],
-        )?;
-        let fast = w.down.ty == WeightType::Q2K && w.shared_down.ty == WeightType::Q8_0;
+            ];
+            self.device.launch("experts_gate_up_any", blocks, threads, 0, arguments)?;
+        }
         let (shared, shared_blocks) = shared_down.only();
-        self.device.launch(
-            if fast { "experts_down_q2" } else { "experts_down_any" },
-            [shared_blocks * rows.div_ceil(8) + busy.min(most * config.hidden / TILE), 1, 1],
-            32 * DECODE_WARPS,
-            0,
-            args![
-                Arg::value(self.stack(&w.down)),
+        let shared_blocks = shared_blocks * rows.div_ceil(8);
+        let blocks = [shared_blocks + busy.min(most * config.hidden / TILE), 1, 1];
+        let down = self.stack(&w.down);
+        let y = y.pointer();
+        if w.down.ty == WeightType::Q2K && w.shared_down.ty == WeightType::Q8_0 {
+            let arguments = args![
+                Arg::value(down),
                 Arg::value(groups),
-                s.hidden.pointer(),
-                s.group_sums.pointer(),
-                y.pointer(),
+                hidden,
+                y,
+                used,
+                rows,
+                Arg::value(shared)
+            ];
+            let memory = DOWN_ROWS * config.expert_width / UNIT_COLUMNS * HIDDEN_UNIT;
+            self.device.launch("experts_down_q2", blocks, threads, memory, arguments)
+        } else {
+            let arguments = args![
+                Arg::value(down),
+                Arg::value(groups),
+                hidden,
+                y,
                 used,
                 rows,
                 Arg::value(shared),
                 self.grid
-            ],
-        )
+            ];
+            self.device.launch("experts_down_any", blocks, threads, 0, arguments)
+        }
     }
 
     fn prefill(&self, limit: f32, x: &Buffer<u16>, y: &Buffer<f32>) -> StageResult {

@@ -254,12 +254,12 @@ impl Stages<'_> {
     pub fn route(&self, layer: usize) -> StageResult {
         let (s, experts) = (self.scratch, self.experts(layer));
         let Shape { decode_rows, rows, .. } = self.shape;
-        s.layers[layer].experts_input.run_and_route(
+        s.layers[layer].experts_input.run_and_prepare(
             self.device,
             self.grid(),
             decode_rows,
             rows,
-            &experts.route_after(&s.arrivals),
+            &experts.preparation(&s.x, &s.x_low, &s.arrivals),
         )?;
         experts.route()
     }
@@ -322,6 +322,7 @@ impl Stages<'_> {
             weights: &self.weights.layers[layer].ffn,
             scratch: &self.scratch.experts,
             grid: self.grid(),
+            selectors: self.weights.iq2_selectors.pointer(),
             decode_rows: self.shape.decode_rows,
             rows: self.shape.rows,
         }
