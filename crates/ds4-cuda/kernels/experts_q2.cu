@@ -6,22 +6,12 @@
 // with zeros in the place of the other groups. So an instruction adds up what has the same scale,
 // and its sums go on to the next.
 //
-// A block does some tiles of an expert at a time, and goes on until all are done.
+// A block has a share of the chosen experts' tiles, one after the other. Copies of the next weights are
+// always under way (see expert_shares.cuh).
 
+#include "expert_shares.cuh"
 #include "products.cuh"
 #include "quantised.cuh"
-
-// Activation rows that are multiplied at a time.
-#define MOST_ROWS 2
-
-// An expert's rows of activations: pairs `first` … below `end`.
-struct PairRange {
-    const u32* pairs;
-    int first, end;
-
-    // Repeats the last one.
-    __device__ inline u32 pair(int r) const { return pairs[min(first + r, end - 1)]; }
-};
 
 // high · 256 + low of columns 2t and 2t + 1, in rows g and g + 8.
 __device__ inline int whole_low(const int (&d)[4]) { return d[0] * 256 + d[1]; }
@@ -35,11 +25,9 @@ __device__ inline float quad_sum(float x) {
 
 // ---- Gate and up ---------------------------------------------------------------------------------
 
-// A warp has a tile of one of the two matrices, or shares it with others; a block does some tiles of
-// both at a time.
-#define GATE_UP_SPLIT 2
-#define GATE_UP_TILES (DECODE_WARPS / GATE_UP_SPLIT / 2)
-#define GATE_UP_VALUES (GATE_UP_TILES * 16)
+// Warps that share a tile of one of the two matrices, and tiles of both that a block does at a time.
+#define GATE_UP_SPLIT 1
+#define GATE_UP_TILES (DECODE_WARPS / 2 / GATE_UP_SPLIT)
 
 // The grid as selectors of bytes: a nibble of 0, 1 or 2 for 8, 25 or 43, in the order of the signs,
 // each entry once for every lane, so that whatever they look up, they use different banks.
@@ -58,212 +46,206 @@ __device__ inline void load_selectors(u32* to, const u32* selectors) {
     }
 }
 
-// A step's weights as an operand.
-__device__ inline void byte_operand(const Unit<IQ2_XXS>& w, int step, const u32* grid, u32 (&a)[4]) {
+// A step's weights as an operand; `one` is that twice in halves.
+//
+// Shifts, selections and logic share a path that is half as wide as the one for products: so as much
+// as possible is done with these.
+__device__ inline void byte_operand(
+    const Unit<IQ2_XXS>& w, int step, const u32* grid, u32 one, u32 (&a)[4]
+) {
     u32 lane = threadIdx.x % WARP;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
         int entry = step % 2 * 2 + row;
-        u32 own = w.grid_offset(w.indices(step), entry) | lane * (u32)sizeof(u32);
-        u32 magnitudes = *(const u32*)((const u8*)grid + own);
+        u32 at = dot_bytes(w.indices(step), WARP * sizeof(u32) << 8 * entry, lane * sizeof(u32));
         u32 signs = w.signs(step);
-        u32 s = magnitudes | ((entry < 2 ? signs << (2 - entry) : signs >> (entry - 2)) & 0x44444444);
+        u32 s = *(const u32*)((const u8*)grid + at);
+        s |= (entry < 2 ? signs << (2 - entry) : signs >> (entry - 2)) & 0x44444444;
         a[row] = select_bytes(POSITIVE_BYTES, NEGATIVE_BYTES, s);
-        a[row + 2] = select_bytes(POSITIVE_BYTES, NEGATIVE_BYTES, s >> 16);
+        a[row + 2] = select_bytes(POSITIVE_BYTES, NEGATIVE_BYTES, upper_half(s, one));
     }
 }
 
-// What a lane needs for a unit of a tile and of ROWS activation rows: its columns of the steps whose
-// sums are in column g.
-template <int ROWS>
-struct GridUnit {
-    Unit<IQ2_XXS> w;
-    uint2 x[ROWS][2];
-    float scale[ROWS];
+// A row's unit in shared memory.
+struct InputUnit {
+    // High and low, as `Quantised` has them.
+    u8 parts[2][UNIT_COLUMNS];
+    float scale;
+    float padding[3];
+};
 
-    // sums[row][half of the tile] += products, times 8.
-    __device__ inline void multiply(float (&sums)[ROWS][2], const u32* grid, int lane) const {
-        int own_step = lane / 8, t = lane % 4, totals[ROWS][2];
-        // 2·(four bits) + 1 of steps t and t + 4.
-        u32 odd_low = (w.scale_codes.x >> 4 * t & 0x000f000f) * 2 + 0x00010001;
-        u32 odd_high = (w.scale_codes.y >> 4 * t & 0x000f000f) * 2 + 0x00010001;
+// Columns of four steps as operands: a lane has those of the step whose sums are in its column g, and
+// zeros for the others, forever.
+template <int ROWS>
+struct OwnColumns {
+    uint2 at[ROWS][4];
+
+    __device__ inline void clear() {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            int d[ROWS][4];
+        for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) d[r][0] = d[r][1] = d[r][2] = d[r][3] = 0;
+            for (int s = 0; s < 4; ++s) at[r][s] = make_uint2(0, 0);
+        }
+    }
+};
+
+// sums[row][half of the tile] += a unit's products, times 8.
+template <int ROWS>
+__device__ inline void multiply_grid(
+    float (&sums)[ROWS][2], const Unit<IQ2_XXS>& w, const InputUnit* const (&x)[ROWS],
+    OwnColumns<ROWS>& b, const u32* grid, u32 one
+) {
+    int lane = threadIdx.x % WARP, own_step = lane / 8, part = lane / 4 % 2, t = lane % 4;
+    int totals[ROWS][2];
+    // 2·(four bits) + 1 of steps t and t + 4.
+    u32 odd_low = (w.scale_codes.x >> 4 * t & 0x000f000f) * 2 + 0x00010001;
+    u32 odd_high = (w.scale_codes.y >> 4 * t & 0x000f000f) * 2 + 0x00010001;
 #pragma unroll
-            for (int s = 0; s < 4; ++s) {
-                u32 a[4];
-                byte_operand(w, 4 * half + s, grid, a);
+    for (int half = 0; half < 2; ++half) {
+        int d[ROWS][4];
 #pragma unroll
-                for (int r = 0; r < ROWS; ++r) {
-                    bool own = own_step == s;
-                    mma_signed(d[r], a, own ? x[r][half].x : 0, own ? x[r][half].y : 0);
-                }
-            }
+        for (int r = 0; r < ROWS; ++r) d[r][0] = d[r][1] = d[r][2] = d[r][3] = 0;
+#pragma unroll
+        for (int s = 0; s < 4; ++s) {
+            u32 a[4];
+            byte_operand(w, 4 * half + s, grid, one, a);
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
-                int low = whole_low(d[r]), high = whole_high(d[r]);
-                totals[r][0] = half ? (int)(odd_low >> 16) * low + totals[r][0]
-                                    : (int)(odd_low & 0xffff) * low;
-                totals[r][1] = half ? (int)(odd_high >> 16) * high + totals[r][1]
-                                    : (int)(odd_high & 0xffff) * high;
+                const u8* own = x[r]->parts[part] + 128 * half + 32 * s + 8 * t;
+                if (own_step == s) b.at[r][s] = *(const uint2*)own;
+                mma_signed(d[r], a, b.at[r][s].x, b.at[r][s].y);
             }
         }
-        RowPair f = unpack_rows(w.scales);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            sums[r][0] += f.low * scale[r] * (float)totals[r][0];
-            sums[r][1] += f.high * scale[r] * (float)totals[r][1];
+            int low = whole_low(d[r]), high = whole_high(d[r]);
+            totals[r][0] = half ? (int)(odd_low >> 16) * low + totals[r][0]
+                                : (int)(odd_low & 0xffff) * low;
+            totals[r][1] = half ? (int)(odd_high >> 16) * high + totals[r][1]
+                                : (int)(odd_high & 0xffff) * high;
         }
     }
+    RowPair f = unpack_rows(w.scales);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+        sums[r][0] += f.low * x[r]->scale * (float)totals[r][0];
+        sums[r][1] += f.high * x[r]->scale * (float)totals[r][1];
+    }
+}
+
+// What the warps of a block share. Mirrored by its size in src/stages/experts.rs.
+struct GateUpShared {
+    alignas(16) Fetch<IQ2_XXS>::Chunk rings[DECODE_WARPS][RING];
+    // Results of an item, [row][16] of each warp, and of the one before.
+    float results[2][DECODE_WARPS][MOST_ROWS][16];
+    alignas(16) Work work;
 };
+static_assert(sizeof(GateUpShared) == 43088 && sizeof(InputUnit) == 528, "as in experts.rs");
 
-// Where a lane reads the units of a tile and of ROWS rows of activations, from one to the next.
+// A warp's part of a tile, for ROWS rows at `x`, to `results`.
 template <int ROWS>
-struct GridUnits {
-    const uint4* weights;
-    const uint2* scale_codes;
-    const u32* scales;
-    const u8* parts[ROWS];
-    const float* part_scales[ROWS];
-
-    __device__ inline GridUnits(const Planes& w, int units, int tile, int unit, int lane) {
-        size_t block = (size_t)tile * units + unit;
-        weights = w.weights + block * 64 + lane;
-        scale_codes = (const uint2*)w.scales + block * 8 + lane / 4;
-        scales = (const u32*)w.more_scales + block * 8 + lane / 4;
-    }
-
-    __device__ inline void find_rows(
-        const Quantised& x, const PairRange& range, int used, int unit, int lane
-    ) {
-        int part = lane / 4 % 2, step = lane / 8, t = lane % 4;
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            size_t at = (size_t)(range.pair(r) / used) * x.units + unit;
-            parts[r] = x.parts + (2 * at + part) * UNIT_COLUMNS + 32 * step + 8 * t;
-            part_scales[r] = x.scales + at;
-        }
-    }
-
-    __device__ inline void load_weights(GridUnit<ROWS>& to) {
-        to.w.weights[0] = load_once16(weights);
-        to.w.weights[1] = load_once16(weights + 32);
-        to.w.scale_codes = *scale_codes;
-        to.w.scales = *scales;
-        weights += GATE_UP_SPLIT * 64;
-        scale_codes += GATE_UP_SPLIT * 8;
-        scales += GATE_UP_SPLIT * 8;
-    }
-
-    __device__ inline void load_rows(GridUnit<ROWS>& to) {
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            to.x[r][0] = *(const uint2*)parts[r];
-            to.x[r][1] = *(const uint2*)(parts[r] + 128);
-            to.scale[r] = *part_scales[r];
-            parts[r] += GATE_UP_SPLIT * 2 * UNIT_COLUMNS;
-            part_scales[r] += GATE_UP_SPLIT;
-        }
-    }
-};
-
-// Results of a warp's rows: [warp][row][16].
-typedef float GateUpScratch[DECODE_WARPS][MOST_ROWS][16];
-
-// Units `part`, `part + GATE_UP_SPLIT`, … of a tile, for ROWS rows, to `scratch`.
-template <int ROWS>
-__device__ inline void multiply_tile_rows(
-    const Planes& w, const Quantised& x, int tile, int part, const PairRange& range, int used,
-    const u32* grid, GateUpScratch& scratch
+__device__ inline void multiply_gate_up(
+    Fetch<IQ2_XXS>& fetch, const InputUnit* x, const u32* grid, u32 one,
+    float (&results)[MOST_ROWS][16]
 ) {
-    int lane = threadIdx.x % WARP, units = x.units;
-    int left = (units - part + GATE_UP_SPLIT - 1) / GATE_UP_SPLIT;
-    GridUnits<ROWS> from(w, units, tile, part, lane);
-    GridUnit<ROWS> even, odd;
-    // The weights are on their way before it is known which rows they are for.
-    if (left > 0) from.load_weights(even);
-    if (left > 1) from.load_weights(odd);
-    from.find_rows(x, range, used, part, lane);
-    if (left > 0) from.load_rows(even);
-    if (left > 1) from.load_rows(odd);
+    int lane = threadIdx.x % WARP, units = fetch.share.units;
     float sums[ROWS][2];
+    OwnColumns<ROWS> columns;
+    columns.clear();
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = 0.0f;
-    for (; left > 0; left -= 2) {
-        even.multiply(sums, grid, lane);
-        if (left > 2) {
-            from.load_weights(even);
-            from.load_rows(even);
+    for (int u = fetch.share.unit; u < fetch.share.last; u += CHUNK) {
+        const Fetch<IQ2_XXS>::Chunk& chunk = fetch.wait();
+#pragma unroll
+        for (int i = 0; i < CHUNK; ++i) {
+            if (u + i >= fetch.share.last) break;
+            Unit<IQ2_XXS> w;
+            w.weights[0] = ((const uint4*)chunk.weights[i])[lane];
+            w.weights[1] = ((const uint4*)chunk.weights[i])[lane + WARP];
+            w.scale_codes = ((const uint2*)chunk.scales[i])[lane / 4];
+            w.scales = ((const u32*)chunk.more_scales[i])[lane / 4];
+            const InputUnit* rows[ROWS];
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) rows[r] = x + r * units + u + i;
+            multiply_grid<ROWS>(sums, w, rows, columns, grid, one);
         }
-        if (left == 1) break;
-        odd.multiply(sums, grid, lane);
-        if (left > 3) {
-            from.load_weights(odd);
-            from.load_rows(odd);
-        }
+        fetch.done();
     }
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         float low = quad_sum(sums[r][0]), high = quad_sum(sums[r][1]);
-        if (lane % 4 < 2) {
-            scratch[threadIdx.x / WARP][r][lane / 4 + lane % 4 * 8] =
-                0.125f * (lane % 4 ? high : low);
-        }
+        if (lane % 4 < 2) results[r][lane / 4 + lane % 4 * 8] = 0.125f * (lane % 4 ? high : low);
     }
 }
 
-// hidden[pair] = weight · SwiGLU(gate·x, up·x) for each expert's pairs.
+// The whole block brings rows of a range to shared memory.
+__device__ inline void load_inputs(
+    InputUnit* to, const Quantised& x, const PairRange& range, int rows, int used
+) {
+    constexpr int PIECES = 2 * UNIT_COLUMNS / 16;
+    for (int i = threadIdx.x; i < rows * x.units * PIECES; i += blockDim.x) {
+        int unit = i / PIECES, piece = i % PIECES;
+        size_t at = (size_t)(range.pair(unit / x.units) / used) * x.units + unit % x.units;
+        ((uint4*)to[unit].parts)[piece] = ((const uint4*)x.parts)[at * PIECES + piece];
+        if (piece == 0) to[unit].scale = x.scales[at];
+    }
+    __syncthreads();
+}
+
+// hidden[pair] = weight · SwiGLU(gate·x, up·x) for each expert's pairs. Shared memory: GateUpShared,
+// and MOST_ROWS rows of InputUnit.
 extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
     Stack gate, Stack up, Groups groups, const float* pair_weights, Quantised x, u16* hidden,
-    int used, float limit, const u32* selectors
+    int experts, int used, float limit, const u32* selectors, u32 one
 ) {
-    __shared__ alignas(16) u32 grids[GRID_WORDS];
-    __shared__ GateUpScratch scratch;
+    __shared__ alignas(128) u32 grids[GRID_WORDS];
+    GateUpShared& shared = *(GateUpShared*)dynamic_shared;
+    InputUnit* inputs = (InputUnit*)(&shared + 1);
     load_selectors(grids, selectors);
-    int warp = threadIdx.x / WARP;
-    int tiles = gate.rows / 16, expert_items = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, part = warp % GATE_UP_SPLIT;
+    int tiles = gate.rows / 16, items = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
     bool is_gate = warp < DECODE_WARPS / 2;
     Planes w = {is_gate ? gate.weights.weights : up.weights.weights,
                 is_gate ? gate.weights.scales : up.weights.scales,
                 is_gate ? gate.weights.more_scales : up.weights.more_scales};
+    Share share = {shared.work, items, tiles, GATE_UP_TILES, warp / GATE_UP_SPLIT % GATE_UP_TILES,
+                   x.units, part * x.units / GATE_UP_SPLIT, (part + 1) * x.units / GATE_UP_SPLIT};
     wait_for_dependencies();
     // Only now: `experts_down_q2` reads the groups before it waits for this kernel.
     launch_dependents();
-    __syncthreads();
-    int items = *groups.active_count * expert_items;
-    for (int item = blockIdx.x; item < items; item += gridDim.x) {
-        int expert = groups.active[item / expert_items];
-        int first_tile = item % expert_items * GATE_UP_TILES;
-        int local = warp / GATE_UP_SPLIT % GATE_UP_TILES, part = warp % GATE_UP_SPLIT;
-        int tile = expert * tiles + min(first_tile + local, tiles - 1);
-        PairRange range = {groups.pairs, (int)groups.starts[expert], (int)groups.starts[expert + 1]};
+    shared.work.load(groups, experts, items);
+    Item item = share.bound(blockIdx.x, gridDim.x), end = share.bound(blockIdx.x + 1, gridDim.x);
+    Fetch<IQ2_XXS> fetch(share, item, end, w, shared.rings[warp]);
+    int parity = 0, loaded = -1;
+    for (; item.before(end); item.next(items)) {
+        PairRange range = share.pairs(groups, item.at);
         for (; range.first < range.end; range.first += MOST_ROWS) {
             int rows = min(range.end - range.first, MOST_ROWS);
+            if (loaded != range.first) load_inputs(inputs, x, range, rows, used);
+            loaded = range.first;
+            float(&results)[DECODE_WARPS][MOST_ROWS][16] = shared.results[parity];
             if (rows == 1) {
-                multiply_tile_rows<1>(w, x, tile, part, range, used, grids, scratch);
+                multiply_gate_up<1>(fetch, inputs, grids, one, results[warp]);
             } else {
-                multiply_tile_rows<MOST_ROWS>(w, x, tile, part, range, used, grids, scratch);
+                multiply_gate_up<MOST_ROWS>(fetch, inputs, grids, one, results[warp]);
             }
             __syncthreads();
-            for (int i = threadIdx.x; i < rows * GATE_UP_VALUES; i += blockDim.x) {
-                int r = i / GATE_UP_VALUES, local = i % GATE_UP_VALUES / 16;
-                if (first_tile + local >= tiles) continue;
-                float g = 0.0f, u = 0.0f;
+            parity ^= 1;
+            // A warp for each tile, half of it for each row.
+            int r = lane / 16, tile = item.number * GATE_UP_TILES + warp;
+            if (warp >= GATE_UP_TILES || r >= rows || tile >= tiles) continue;
+            float g = 0.0f, u = 0.0f;
 #pragma unroll
-                for (int s = 0; s < GATE_UP_SPLIT; ++s) {
-                    g += scratch[local * GATE_UP_SPLIT + s][r][i % 16];
-                    u += scratch[DECODE_WARPS / 2 + local * GATE_UP_SPLIT + s][r][i % 16];
-                }
-                u32 pair = range.pair(r);
-                hidden[(size_t)pair * gate.rows + 16 * (first_tile + local) + i % 16] =
-                    float_to_half(pair_weights[pair] * swiglu(g, u, limit));
+            for (int s = 0; s < GATE_UP_SPLIT; ++s) {
+                g += results[warp * GATE_UP_SPLIT + s][r][lane % 16];
+                u += results[DECODE_WARPS / 2 + warp * GATE_UP_SPLIT + s][r][lane % 16];
             }
-            __syncthreads();
+            u32 pair = range.pair(r);
+            hidden[(size_t)pair * gate.rows + 16 * tile + lane % 16] =
+                float_to_half(pair_weights[pair] * swiglu(g, u, limit));
         }
     }
+    copy_async_wait<0>();
 }
 
 // ---- Down ----------------------------------------------------------------------------------------
@@ -314,15 +296,13 @@ struct DownUnit {
     u32 groups[2];
     uint2 scales;
 
-    __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
-        size_t block = (size_t)tile * units + unit;
-        const uint4* from = p.weights + block * 64 + lane;
-        weights[0] = load_once16(from);
-        weights[1] = load_once16(from + 32);
-        const u32* own = (const u32*)p.scales + (block * 8 + lane / 4) * 8 + lane % 2 * 4 + lane % 4 / 2;
+    __device__ inline void load(const u8* bulk, const u8* codes, const u8* factors, int lane) {
+        weights[0] = ((const uint4*)bulk)[lane];
+        weights[1] = ((const uint4*)bulk)[lane + WARP];
+        const u32* own = (const u32*)codes + lane / 4 * 8 + lane % 2 * 4 + lane % 4 / 2;
         groups[0] = own[0];
         groups[1] = own[2];
-        scales = ((const uint2*)p.more_scales)[block * 8 + lane / 4];
+        scales = ((const uint2*)factors)[lane / 4];
     }
 
     // A step's and the fourth after it: two columns' weights in each byte pair, times 4^k.
@@ -349,7 +329,7 @@ struct DownUnit {
     // sums[row][half of the tile] += products.
     template <int ROWS>
     __device__ inline void multiply(
-        float (&sums)[ROWS][2], const HiddenUnit* const (&x)[ROWS], int unit, int lane
+        float (&sums)[ROWS][2], const HiddenUnit* const (&x)[ROWS], int lane
     ) const {
         // Column g is for quarter g / 2, and has the high or the low part.
         int g = lane / 4, t = lane % 4, quarter = g / 2;
@@ -364,7 +344,7 @@ struct DownUnit {
             operand(k, 1, a[1]);
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
-                uint4 b = x[r][unit].parts[g % 2][k][t];
+                uint4 b = x[r]->parts[g % 2][k][t];
                 int d[4] = {0, 0, 0, 0};
                 mma_unsigned(d, a[0], b.x & own, b.y & own);
                 mma_unsigned(d, a[1], b.z & own, b.w & own);
@@ -372,7 +352,7 @@ struct DownUnit {
                 // Multiples of 16.
                 totals[r][0] += scale(0, k) * (k < 2 ? low : low >> 4);
                 totals[r][1] += scale(1, k) * (k < 2 ? high : high >> 4);
-                int sum = ((const int*)&x[r][unit].sums[t])[k];
+                int sum = ((const int*)&x[r]->sums[t])[k];
                 minima[r][0] += minimum(0, k) * sum;
                 minima[r][1] += minimum(1, k) * sum;
             }
@@ -380,97 +360,106 @@ struct DownUnit {
         float2 low = unpack_half2(scales.x), high = unpack_half2(scales.y);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            float f = x[r][unit].scale;
+            float f = x[r]->scale;
             sums[r][0] += f * (0.25f * low.x * (float)totals[r][0] - low.y * (float)minima[r][0]);
             sums[r][1] += f * (0.25f * high.x * (float)totals[r][1] - high.y * (float)minima[r][1]);
         }
     }
 };
 
-// A tile's products with the rows at `shared`, which `ready` brings there.
-template <int ROWS, typename Ready>
-__device__ inline void multiply_down(
-    const Stack& w, int tile, const HiddenUnit* shared, float (&sums)[ROWS][2], Ready ready
-) {
-    int lane = threadIdx.x % WARP, units = w.columns / UNIT_COLUMNS;
-    DownUnit even, odd;
-    even.load(w.weights, units, tile, 0, lane);
-    if (1 < units) odd.load(w.weights, units, tile, 1, lane);
-    ready();
-    const HiddenUnit* rows[ROWS];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-        rows[r] = shared + r * units;
-        sums[r][0] = sums[r][1] = 0.0f;
-    }
-    for (int u = 0; u < units; u += 2) {
-        even.multiply(sums, rows, u, lane);
-        if (u + 2 < units) even.load(w.weights, units, tile, u + 2, lane);
-        if (u + 1 >= units) break;
-        odd.multiply(sums, rows, u + 1, lane);
-        if (u + 3 < units) odd.load(w.weights, units, tile, u + 3, lane);
-    }
-}
+// What the warps of a block share. Mirrored by its size in src/stages/experts.rs.
+struct DownShared {
+    alignas(16) Fetch<Q2_K>::Chunk rings[DECODE_WARPS][RING];
+    alignas(16) Work work;
+};
+static_assert(sizeof(DownShared) == 48208 && sizeof(HiddenUnit) == 592, "as in experts.rs");
 
-// A block's tiles of one expert, from `first_tile` on, for ROWS of its pairs.
+// A warp's tile of an item for ROWS rows of a range, which are at `x`.
 template <int ROWS>
-__device__ inline void down_rows(
-    const Stack& w, int expert, int first_tile, const PairRange& range, const u16* hidden,
-    float* out, int used
+__device__ inline void multiply_down(
+    Fetch<Q2_K>& fetch, const HiddenUnit* x, const PairRange& range, int tile, int used, float* out
 ) {
-    HiddenUnit* shared = (HiddenUnit*)dynamic_shared;
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, own = first_tile + warp;
-    int tiles = w.rows / 16, units = w.columns / UNIT_COLUMNS;
+    int lane = threadIdx.x % WARP, units = fetch.share.units, tiles = fetch.share.tiles;
     float sums[ROWS][2];
-    multiply_down(w, expert * tiles + min(own, tiles - 1), shared, sums, [&] {
-        wait_for_dependencies();
-        for (int i = warp; i < ROWS * units; i += DECODE_WARPS) {
-            size_t row = (size_t)range.pair(i / units) * w.columns;
-            quantise_hidden(shared[i], hidden + row + i % units * UNIT_COLUMNS);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = 0.0f;
+    for (int u = 0; u < units; u += CHUNK) {
+        const Fetch<Q2_K>::Chunk& chunk = fetch.wait();
+#pragma unroll
+        for (int i = 0; i < CHUNK; ++i) {
+            if (u + i >= units) break;
+            DownUnit w;
+            w.load(chunk.weights[i], chunk.scales[i], chunk.more_scales[i], lane);
+            const HiddenUnit* rows[ROWS];
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) rows[r] = x + r * units + u + i;
+            w.multiply(sums, rows, lane);
         }
-        __syncthreads();
-    });
+        fetch.done();
+    }
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         float low = quad_sum(sums[r][0]), high = quad_sum(sums[r][1]);
         u32 pair = range.pair(r);
         size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
-        if (lane % 4 < 2 && own < tiles) {
-            out[slot * w.rows + 16 * own + lane / 4 + lane % 4 * 8] = lane % 4 ? high : low;
+        if (lane % 4 < 2 && tile < tiles) {
+            out[16 * (slot * tiles + tile) + lane / 4 + lane % 4 * 8] = lane % 4 ? high : low;
         }
     }
-    // Before the next rows come.
+}
+
+// The whole block makes integers of rows of a range, as soon as it is done with those before.
+__device__ inline void quantise_rows(
+    HiddenUnit* to, const u16* hidden, const PairRange& range, int rows, int units
+) {
+    __syncthreads();
+    for (int i = threadIdx.x / WARP; i < rows * units; i += DECODE_WARPS) {
+        size_t at = (size_t)range.pair(i / units) * units + i % units;
+        quantise_hidden(to[i], hidden + at * UNIT_COLUMNS);
+    }
     __syncthreads();
 }
 
 // out[token][slot] = down·hidden for the pairs of each expert; the shared expert's results go to
-// the slot after the routed ones. Blocks for those come first: their input was ready long ago.
-// Shared memory: MOST_ROWS rows of HiddenUnit.
+// the slot after the routed ones. Blocks for those come first. Shared memory: DownShared, and
+// MOST_ROWS rows of HiddenUnit.
 extern "C" __global__ void __launch_bounds__(256, 2) experts_down_q2(
-    Stack w, Groups groups, const u16* hidden, float* out, int used, int n,
-    __grid_constant__ const Product shared
+    Stack w, Groups groups, const u16* hidden, float* out, int experts, int used, int n,
+    __grid_constant__ const Product shared_down
 ) {
-    __shared__ float scratch[DECODE_WARPS * 128];
     launch_dependents();
-    int tiles = w.rows / 16, expert_items = (tiles + DOWN_TILES - 1) / DOWN_TILES;
-    int shared_blocks = product_blocks(shared), shared_items = shared_blocks * ((n + 7) / 8);
+    DownShared& shared = *(DownShared*)dynamic_shared;
+    HiddenUnit* inputs = (HiddenUnit*)(&shared + 1);
+    int shared_blocks = product_blocks(shared_down), shared_items = shared_blocks * ((n + 7) / 8);
     if ((int)blockIdx.x < shared_items) {
         int first = blockIdx.x / shared_blocks * 8;
         run_product<TYPE_BIT(Q8_0), 1>(
-            shared, blockIdx.x % shared_blocks, first, n, nullptr, scratch);
+            shared_down, blockIdx.x % shared_blocks, first, n, nullptr, (float*)dynamic_shared);
         return;
     }
-    int items = *groups.active_count * expert_items;
-    for (int item = blockIdx.x - shared_items; item < items; item += gridDim.x - shared_items) {
-        int expert = groups.active[item / expert_items];
-        int first_tile = item % expert_items * DOWN_TILES;
-        PairRange range = {groups.pairs, (int)groups.starts[expert], (int)groups.starts[expert + 1]};
+    int warp = threadIdx.x / WARP, units = w.columns / UNIT_COLUMNS;
+    int tiles = w.rows / 16, items = (tiles + DOWN_TILES - 1) / DOWN_TILES;
+    Share share = {shared.work, items, tiles, DOWN_TILES, warp, units, 0, units};
+    shared.work.load(groups, experts, items);
+    int block = blockIdx.x - shared_items, blocks = gridDim.x - shared_items;
+    Item item = share.bound(block, blocks), end = share.bound(block + 1, blocks);
+    // The weights are on their way before the hidden layers are there.
+    Fetch<Q2_K> fetch(share, item, end, w.weights, shared.rings[warp]);
+    wait_for_dependencies();
+    int loaded = -1;
+    for (; item.before(end); item.next(items)) {
+        PairRange range = share.pairs(groups, item.at);
+        int tile = item.number * DOWN_TILES + warp;
         for (; range.first < range.end; range.first += MOST_ROWS) {
-            if (range.end - range.first == 1) {
-                down_rows<1>(w, expert, first_tile, range, hidden, out, used);
+            int rows = min(range.end - range.first, MOST_ROWS);
+            if (loaded != range.first) quantise_rows(inputs, hidden, range, rows, units);
+            loaded = range.first;
+            if (rows == 1) {
+                multiply_down<1>(fetch, inputs, range, tile, used, out);
             } else {
-                down_rows<MOST_ROWS>(w, expert, first_tile, range, hidden, out, used);
+                multiply_down<MOST_ROWS>(fetch, inputs, range, tile, used, out);
             }
         }
     }
+    copy_async_wait<0>();
 }

@@ -52,6 +52,15 @@ __device__ inline u32 half2_fma(u32 a, u32 b, u32 c) {
     return d;
 }
 
+// The upper half's bits times 1 (`one`, given at run time so that no compiler does it away), in the
+// lower half: a shift by the path for products. For bits of finite numbers.
+__device__ inline u32 upper_half(u32 x, u32 one) {
+    u32 d;
+    asm("{.reg .f16 low, high, f; mov.b32 {low, high}, %1; mov.b32 {f, low}, %2;\n"
+        "mul.rn.f16 high, high, f; mov.b32 %0, {high, high};}" : "=r"(d) : "r"(x), "r"(one));
+    return d;
+}
+
 // d += A·B for A [16, 16] and B [16, 8], f16 with f32 sums. With g = lane / 4, t = lane % 4:
 // a[0] = A[g][2t, 2t+1], a[1] = A[g+8][2t..], a[2] = A[g][2t+8..], a[3] = A[g+8][2t+8..];
 // b[0] = B[2t, 2t+1][g], b[1] = B[2t+8, 2t+9][g];
@@ -116,6 +125,13 @@ __device__ inline void mma_unsigned(int (&d)[4], const u32 (&a)[4], u32 b0, u32 
 __device__ inline u32 select_bytes(u32 low, u32 high, u32 selector) {
     u32 d;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(selector));
+    return d;
+}
+
+// The sum of the products of four pairs of bytes, and c.
+__device__ inline u32 dot_bytes(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("dp4a.u32.u32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
     return d;
 }
 

@@ -60,6 +60,11 @@ inline u32 half2_fma(u32 a, u32 b, u32 c) {
     return low | high << 16;
 }
 
+inline u32 upper_half(u32 x, u32 one) {
+    u32 high = half2_mul(x >> 16, one & 0xffff);
+    return high & 0xffff;
+}
+
 inline void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { emulator_mma(d, a, b0, b1); }
 
 inline void mma_from_zero(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -79,6 +84,11 @@ inline void mma_signed(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 
 inline void mma_unsigned(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     emulator_mma_bytes(d, a, b0, b1, false);
+}
+
+inline u32 dot_bytes(u32 a, u32 b, u32 c) {
+    for (int i = 0; i < 32; i += 8) c += (a >> i & 0xff) * (b >> i & 0xff);
+    return c;
 }
 
 inline u32 select_bytes(u32 low, u32 high, u32 selector) { return __byte_perm(low, high, selector); }

@@ -31,10 +31,15 @@ const ROUTE_WARPS: usize = 8;
 const BLOCKS: usize = 2;
 /// Columns that share a scale as integers; mirrors kernels/quantised.cuh.
 const UNIT_COLUMNS: usize = 256;
-/// Rows that a block of `experts_down_q2` has at a time, and bytes that it keeps of a unit of each;
-/// mirrors `MOST_ROWS` and `HiddenUnit` in kernels/experts_q2.cu.
-const DOWN_ROWS: usize = 2;
+/// Rows that a block of kernels/experts_q2.cu has at a time (`MOST_ROWS`), and bytes of what it keeps
+/// in shared memory: `GateUpShared`, `DownShared`, `InputUnit` and `HiddenUnit`.
+const BLOCK_ROWS: usize = 2;
+const GATE_UP_SHARED: usize = 43088;
+const DOWN_SHARED: usize = 48208;
+const INPUT_UNIT: usize = 528;
 const HIDDEN_UNIT: usize = 592;
+/// 1 twice in halves.
+const ONES: u32 = 0x3c00_3c00;
 
 /// Buffers of the experts for `n` rows.
 pub struct Scratch {
@@ -317,11 +322,14 @@ impl ExpertStage<'_> {
                 pair_weights,
                 Arg::value(self.quantised()),
                 hidden,
+                config.experts,
                 used,
                 limit,
-                self.selectors
+                self.selectors,
+                ONES
             ];
-            self.device.launch("experts_gate_up_q2", blocks, threads, 0, arguments)?;
+            let memory = GATE_UP_SHARED + BLOCK_ROWS * config.hidden / UNIT_COLUMNS * INPUT_UNIT;
+            self.device.launch("experts_gate_up_q2", blocks, threads, memory, arguments)?;
         } else {
             let arguments = args![
                 Arg::value(gate),
@@ -347,11 +355,12 @@ impl ExpertStage<'_> {
                 Arg::value(groups),
                 hidden,
                 y,
+                config.experts,
                 used,
                 rows,
                 Arg::value(shared)
             ];
-            let memory = DOWN_ROWS * config.expert_width / UNIT_COLUMNS * HIDDEN_UNIT;
+            let memory = DOWN_SHARED + BLOCK_ROWS * config.expert_width / UNIT_COLUMNS * HIDDEN_UNIT;
             self.device.launch("experts_down_q2", blocks, threads, memory, arguments)
         } else {
             let arguments = args![

@@ -1,0 +1,230 @@
+// How blocks share the tiles of the experts that some rows chose, and how their weights get to shared
+// memory, for the kernels in experts_q2.cu.
+#pragma once
+
+#include "products.cuh"
+
+// Activation rows that are multiplied at a time.
+#define MOST_ROWS 2
+
+// An expert's rows of activations: pairs `first` … below `end`.
+struct PairRange {
+    const u32* pairs;
+    int first, end;
+
+    // Repeats the last one.
+    __device__ inline u32 pair(int r) const { return pairs[min(first + r, end - 1)]; }
+};
+
+// ---- Shares of the work --------------------------------------------------------------------------
+
+// Experts that there can be; mirrors `MOST_EXPERTS` in src/weights.rs.
+#define MOST_EXPERTS 512
+
+// What a tile takes with so many rows, of which two take little more than one.
+__device__ inline int tile_cost(int rows) { return rows / 2 * 5 + rows % 2 * 4; }
+
+// Chosen experts, in shared memory.
+struct Work {
+    int count;
+    // Their numbers, where their pairs start, and what the items of those before take.
+    u16 experts[MOST_EXPERTS];
+    int starts[MOST_EXPERTS + 1], costs[MOST_EXPERTS + 1];
+    int warp_counts[DECODE_WARPS], warp_costs[DECODE_WARPS];
+
+    // By the whole block; `items` are those of an expert.
+    __device__ inline void load(const Groups& groups, int all, int items) {
+        int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, chosen = 0, taken = 0, end = 0;
+        for (int first = 0; first < all; first += DECODE_WARPS * WARP) {
+            int expert = first + threadIdx.x, start = 0;
+            if (expert < all) {
+                start = groups.starts[expert];
+                end = groups.starts[expert + 1];
+            }
+            int cost = expert < all ? tile_cost(end - start) * items : 0, sum = cost;
+            u32 warp_chosen = __ballot_sync(FULL_WARP, cost > 0);
+#pragma unroll
+            for (int d = 1; d < WARP; d *= 2) {
+                int other = __shfl_up_sync(FULL_WARP, sum, d);
+                if (lane >= d) sum += other;
+            }
+            if (lane == WARP - 1) {
+                warp_counts[warp] = __popc(warp_chosen);
+                warp_costs[warp] = sum;
+            }
+            __syncthreads();
+            int at = chosen + __popc(warp_chosen & ((1u << lane) - 1));
+            sum += taken - cost;
+#pragma unroll
+            for (int w = 0; w < DECODE_WARPS; ++w) {
+                if (w < warp) {
+                    at += warp_counts[w];
+                    sum += warp_costs[w];
+                }
+                chosen += warp_counts[w];
+                taken += warp_costs[w];
+            }
+            if (cost > 0) {
+                experts[at] = (u16)expert;
+                starts[at] = start;
+                costs[at] = sum;
+            }
+            // The last one's end is the next one's start.
+            if (expert == all - 1) starts[chosen] = end;
+            __syncthreads();
+        }
+        if (threadIdx.x == 0) {
+            count = chosen;
+            costs[chosen] = taken;
+        }
+        __syncthreads();
+    }
+
+    __device__ inline int rows(int at) const { return starts[at + 1] - starts[at]; }
+};
+
+// An item: the place of its expert among the chosen ones, and which of the expert's items it is.
+struct Item {
+    int at, number;
+
+    // The first item before which all together take at least `cost`. For whole warps.
+    __device__ inline Item(const Work& work, int items, int cost) : at(0), number(0) {
+        for (int first = 0; first < work.count; first += WARP) {
+            int i = first + threadIdx.x % WARP;
+            bool before = i < work.count && work.costs[i + 1] <= cost;
+            at += __popc(__ballot_sync(FULL_WARP, before));
+        }
+        if (at == work.count) return;
+        int each = tile_cost(work.rows(at));
+        number = (cost - work.costs[at] + each - 1) / each;
+        if (number == items) ++at, number = 0;
+    }
+
+    __device__ inline bool before(const Item& other) const {
+        return at < other.at || (at == other.at && number < other.number);
+    }
+
+    __device__ inline void next(int items) {
+        if (++number == items) ++at, number = 0;
+    }
+};
+
+// A warp's part of its block's items.
+struct Share {
+    const Work& work;
+    // Of an expert.
+    int items, tiles;
+    // Of an item, and the warp's own one of these.
+    int item_tiles, local;
+    // Of a tile: the warp's are from `unit` up to `last`.
+    int units, unit, last;
+
+    // Where the items of block i of `blocks` begin, and those of the one before end.
+    __device__ inline Item bound(int i, int blocks) const {
+        int all = work.costs[work.count], each = all / blocks;
+        return Item(work, items, each * i + (all - each * blocks) * i / blocks);
+    }
+
+    __device__ inline PairRange pairs(const Groups& groups, int at) const {
+        return {groups.pairs, work.starts[at], work.starts[at + 1]};
+    }
+};
+
+// ---- Weights on their way ------------------------------------------------------------------------
+
+// Units that are copied at a time, and places for as many that a warp has in shared memory.
+#define CHUNK 2
+#define RING 2
+
+// Brings a warp's units to its ring, in the order in which they are multiplied: for each item as often
+// as the expert's rows take.
+template <int TYPE>
+struct Fetch {
+    // Bytes of a tile's unit in each plane.
+    static constexpr int WEIGHTS = 1024, SCALES = TYPE == IQ2_XXS ? 64 : 256;
+    static constexpr int MORE_SCALES = TYPE == IQ2_XXS ? 32 : 64;
+
+    // A place of the ring.
+    struct Chunk {
+        u8 weights[CHUNK][WEIGHTS];
+        u8 scales[CHUNK][SCALES];
+        u8 more_scales[CHUNK][MORE_SCALES];
+    };
+
+    const Share& share;
+    Item item, end;
+    Chunk* ring;
+    int place;
+    // Where the next chunk is; units left of the tile, and times that the tile is still wanted.
+    Planes from;
+    const Planes& matrix;
+    int left, passes;
+
+    __device__ inline Fetch(const Share& share, Item first, Item end, const Planes& w, Chunk* ring)
+        : share(share), item(first), end(end), ring(ring), place(0), matrix(w), left(0) {
+        if (item.before(end)) find_item();
+#pragma unroll
+        for (int i = 0; i < RING; ++i) start(ring[i]);
+    }
+
+    __device__ inline void find_item() {
+        passes = (share.work.rows(item.at) + MOST_ROWS - 1) / MOST_ROWS;
+        find_tile();
+    }
+
+    // The lane's pieces of the item's first chunk.
+    __device__ inline void find_tile() {
+        int tile = min(item.number * share.item_tiles + share.local, share.tiles - 1);
+        u32 row = share.work.experts[item.at] * share.tiles + tile, lane = threadIdx.x % WARP;
+        size_t unit = row * share.units + share.unit;
+        from.weights = matrix.weights + unit * (WEIGHTS / 16) + lane;
+        from.scales = matrix.scales + unit * SCALES + 16 * lane;
+        from.more_scales = matrix.more_scales + unit * MORE_SCALES + 16 * lane;
+        left = share.last - share.unit;
+    }
+
+    __device__ inline void next_tile() {
+        if (--passes > 0) return find_tile();
+        item.next(share.items);
+        if (item.before(end)) find_item();
+    }
+
+    // Starts the next copy, if there is one.
+    __device__ inline void start(Chunk& to) {
+        if (left > 0) {
+            int at = 16 * (threadIdx.x % WARP);
+#pragma unroll
+            for (int i = 0; i < CHUNK * WEIGHTS; i += 16 * WARP) {
+                if (i < left * WEIGHTS) copy_async16(to.weights[0] + i + at, from.weights + i / 16);
+            }
+            copy_small<SCALES>(to.scales[0], from.scales, at);
+            copy_small<MORE_SCALES>(to.more_scales[0], from.more_scales, at);
+            from.weights += CHUNK * (WEIGHTS / 16);
+            from.scales += CHUNK * SCALES;
+            from.more_scales += CHUNK * MORE_SCALES;
+            left -= CHUNK;
+            if (left <= 0) next_tile();
+        }
+        copy_async_commit();
+    }
+
+    template <int BYTES>
+    __device__ inline void copy_small(u8* to, const u8* from, int at) const {
+        static_assert(CHUNK * BYTES <= 16 * WARP, "a piece for each lane");
+        if (at < min(left, CHUNK) * BYTES) copy_async16(to + at, from);
+    }
+
+    // The oldest chunk, as soon as it is there.
+    __device__ inline const Chunk& wait() const {
+        copy_async_wait<RING - 1>();
+        __syncwarp();
+        return ring[place];
+    }
+
+    // It is not needed any more.
+    __device__ inline void done() {
+        __syncwarp();
+        start(ring[place]);
+        place = place + 1 == RING ? 0 : place + 1;
+    }
+};
