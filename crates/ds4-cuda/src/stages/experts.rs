@@ -360,7 +360,8 @@ impl ExpertStage<'_> {
                 rows,
                 Arg::value(shared)
             ];
-            let memory = DOWN_SHARED + BLOCK_ROWS * config.expert_width / UNIT_COLUMNS * HIDDEN_UNIT;
+            let memory =
+                DOWN_SHARED + BLOCK_ROWS * config.expert_width / UNIT_COLUMNS * HIDDEN_UNIT;
             self.device.launch("experts_down_q2", blocks, threads, memory, arguments)
         } else {
             let arguments = args![
