@@ -109,15 +109,15 @@ struct Item {
     }
 };
 
-// A warp's part of its block's items.
+// A warp's tiles: one of each of its block's items.
 struct Share {
     const Work& work;
     // Of an expert.
     int items, tiles;
     // Of an item, and the warp's own one of these.
     int item_tiles, local;
-    // Of a tile: the warp's are from `unit` up to `last`.
-    int units, unit, last;
+    // Of a tile.
+    int units;
 
     // Where the items of block i of `blocks` begin, and those of the one before end.
     __device__ inline Item bound(int i, int blocks) const {
@@ -176,11 +176,11 @@ struct Fetch {
     __device__ inline void find_tile() {
         int tile = min(item.number * share.item_tiles + share.local, share.tiles - 1);
         u32 row = share.work.experts[item.at] * share.tiles + tile, lane = threadIdx.x % WARP;
-        size_t unit = row * share.units + share.unit;
+        size_t unit = row * share.units;
         from.weights = matrix.weights + unit * (WEIGHTS / 16) + lane;
         from.scales = matrix.scales + unit * SCALES + 16 * lane;
         from.more_scales = matrix.more_scales + unit * MORE_SCALES + 16 * lane;
-        left = share.last - share.unit;
+        left = share.units;
     }
 
     __device__ inline void next_tile() {

@@ -25,9 +25,9 @@ __device__ inline float quad_sum(float x) {
 
 // ---- Gate and up ---------------------------------------------------------------------------------
 
-// Warps that share a tile of one of the two matrices, and tiles of both that a block does at a time.
-#define GATE_UP_SPLIT 1
-#define GATE_UP_TILES (DECODE_WARPS / 2 / GATE_UP_SPLIT)
+// Tiles that a block does at a time: half of its warps have one of gate each, the others the same of
+// up.
+#define GATE_UP_TILES (DECODE_WARPS / 2)
 
 // The grid as selectors of bytes: a nibble of 0, 1 or 2 for 8, 25 or 43, in the order of the signs,
 // each entry once for every lane, so that whatever they look up, they use different banks.
@@ -142,7 +142,7 @@ struct GateUpShared {
 };
 static_assert(sizeof(GateUpShared) == 43088 && sizeof(InputUnit) == 528, "as in experts.rs");
 
-// A warp's part of a tile, for ROWS rows at `x`, to `results`.
+// A warp's tile of an item for ROWS rows at `x`, to `results`.
 template <int ROWS>
 __device__ inline void multiply_gate_up(
     Fetch<IQ2_XXS>& fetch, const InputUnit* x, const u32* grid, u32 one,
@@ -154,11 +154,11 @@ __device__ inline void multiply_gate_up(
     columns.clear();
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = 0.0f;
-    for (int u = fetch.share.unit; u < fetch.share.last; u += CHUNK) {
+    for (int u = 0; u < units; u += CHUNK) {
         const Fetch<IQ2_XXS>::Chunk& chunk = fetch.wait();
 #pragma unroll
         for (int i = 0; i < CHUNK; ++i) {
-            if (u + i >= fetch.share.last) break;
+            if (u + i >= units) break;
             Unit<IQ2_XXS> w;
             w.weights[0] = ((const uint4*)chunk.weights[i])[lane];
             w.weights[1] = ((const uint4*)chunk.weights[i])[lane + WARP];
@@ -202,14 +202,13 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
     GateUpShared& shared = *(GateUpShared*)dynamic_shared;
     InputUnit* inputs = (InputUnit*)(&shared + 1);
     load_selectors(grids, selectors);
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, part = warp % GATE_UP_SPLIT;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int tiles = gate.rows / 16, items = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
-    bool is_gate = warp < DECODE_WARPS / 2;
+    bool is_gate = warp < GATE_UP_TILES;
     Planes w = {is_gate ? gate.weights.weights : up.weights.weights,
                 is_gate ? gate.weights.scales : up.weights.scales,
                 is_gate ? gate.weights.more_scales : up.weights.more_scales};
-    Share share = {shared.work, items, tiles, GATE_UP_TILES, warp / GATE_UP_SPLIT % GATE_UP_TILES,
-                   x.units, part * x.units / GATE_UP_SPLIT, (part + 1) * x.units / GATE_UP_SPLIT};
+    Share share = {shared.work, items, tiles, GATE_UP_TILES, warp % GATE_UP_TILES, x.units};
     wait_for_dependencies();
     // Only now: `experts_down_q2` reads the groups before it waits for this kernel.
     launch_dependents();
@@ -234,12 +233,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
             // A warp for each tile, half of it for each row.
             int r = lane / 16, tile = item.number * GATE_UP_TILES + warp;
             if (warp >= GATE_UP_TILES || r >= rows || tile >= tiles) continue;
-            float g = 0.0f, u = 0.0f;
-#pragma unroll
-            for (int s = 0; s < GATE_UP_SPLIT; ++s) {
-                g += results[warp * GATE_UP_SPLIT + s][r][lane % 16];
-                u += results[DECODE_WARPS / 2 + warp * GATE_UP_SPLIT + s][r][lane % 16];
-            }
+            float g = results[warp][r][lane % 16], u = results[GATE_UP_TILES + warp][r][lane % 16];
             u32 pair = range.pair(r);
             hidden[(size_t)pair * gate.rows + 16 * tile + lane % 16] =
                 float_to_half(pair_weights[pair] * swiglu(g, u, limit));
@@ -409,7 +403,7 @@ __device__ inline void multiply_down(
 }
 
 // The whole block makes integers of rows of a range, as soon as it is done with those before.
-__device__ inline void quantise_rows(
+__device__ inline void load_hidden(
     HiddenUnit* to, const u16* hidden, const PairRange& range, int rows, int units
 ) {
     __syncthreads();
@@ -439,7 +433,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_down_q2(
     }
     int warp = threadIdx.x / WARP, units = w.columns / UNIT_COLUMNS;
     int tiles = w.rows / 16, items = (tiles + DOWN_TILES - 1) / DOWN_TILES;
-    Share share = {shared.work, items, tiles, DOWN_TILES, warp, units, 0, units};
+    Share share = {shared.work, items, tiles, DOWN_TILES, warp, units};
     shared.work.load(groups, experts, items);
     int block = blockIdx.x - shared_items, blocks = gridDim.x - shared_items;
     Item item = share.bound(block, blocks), end = share.bound(block + 1, blocks);
@@ -452,7 +446,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_down_q2(
         int tile = item.number * DOWN_TILES + warp;
         for (; range.first < range.end; range.first += MOST_ROWS) {
             int rows = min(range.end - range.first, MOST_ROWS);
-            if (loaded != range.first) quantise_rows(inputs, hidden, range, rows, units);
+            if (loaded != range.first) load_hidden(inputs, hidden, range, rows, units);
             loaded = range.first;
             if (rows == 1) {
                 multiply_down<1>(fetch, inputs, range, tile, used, out);

@@ -2,8 +2,8 @@
 // weights need no conversion to halves.
 //
 // The columns of a unit (256) share a scale: column = scale · (256·high + low), with signed bytes
-// high and low. That is 15 bits, less rounding than halves but for columns 8 times smaller than
-// the unit's largest.
+// high and low. That is 15 bits, less rounding than halves but for columns 8 to 16 times smaller
+// than the unit's largest, and smaller ones.
 #pragma once
 
 #include "common.cuh"

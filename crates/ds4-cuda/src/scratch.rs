@@ -204,7 +204,8 @@ impl Scratch {
             + (config.index_heads + 4) * INDEX_DIM
             + config.experts
             + config.index_top_k;
-        let halves = 2 * hidden
+        // Inputs as pairs of halves, and those of experts as integers.
+        let halves = 3 * hidden
             + 2 * heads
             + config.output_groups * config.output_rank
             + (used + 1) * config.expert_width;

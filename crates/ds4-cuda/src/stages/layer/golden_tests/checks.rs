@@ -190,9 +190,9 @@ impl<'a> Step<'a> {
         self.both.closeness.compare("weights of experts", &place, pair, self.rows, bounds);
     }
 
-    /// Gate and up each see the input in halves, down the hidden layer. When decoding, Q2_K's minima
-    /// see sums of the hidden layer in halves, which weigh about as much as two roundings; in chunks
-    /// weights of all three are halves, those of Q2_K put together from rounded parts.
+    /// Gate and up each see the input in halves or in integers of 15 bits, down the hidden layer in
+    /// halves, and when decoding as such integers, too; in chunks weights of all three are halves,
+    /// those of Q2_K put together from rounded parts.
     pub fn run_experts(&mut self, layer: usize) {
         let weights = &self.x.expert_weights;
         self.both.device.upload(&mut self.both.scratch.experts.weights, 0, weights).unwrap();
