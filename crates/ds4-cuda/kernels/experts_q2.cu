@@ -46,12 +46,21 @@ __device__ inline void load_selectors(u32* to, const u32* selectors) {
     }
 }
 
-// A step's weights as an operand; `one` is that twice in halves.
+// Numbers that a compiler should not know. `one` is that twice in halves; `positive` is
+// POSITIVE_BYTES, in a register rather than fetched for every selection.
+struct Opaque {
+    u32 one, positive;
+
+    __device__ inline Opaque(u32 one)
+        : one(one), positive(__shfl_sync(FULL_WARP, POSITIVE_BYTES + threadIdx.x % WARP, 0)) {}
+};
+
+// A step's weights as an operand.
 //
 // Shifts, selections and logic share a path that is half as wide as the one for products: so as much
 // as possible is done with these.
 __device__ inline void byte_operand(
-    const Unit<IQ2_XXS>& w, int step, const u32* grid, u32 one, u32 (&a)[4]
+    const Unit<IQ2_XXS>& w, int step, const u32* grid, const Opaque& k, u32 (&a)[4]
 ) {
     u32 lane = threadIdx.x % WARP;
 #pragma unroll
@@ -61,8 +70,8 @@ __device__ inline void byte_operand(
         u32 signs = w.signs(step);
         u32 s = *(const u32*)((const u8*)grid + at);
         s |= (entry < 2 ? signs << (2 - entry) : signs >> (entry - 2)) & 0x44444444;
-        a[row] = select_bytes(POSITIVE_BYTES, NEGATIVE_BYTES, s);
-        a[row + 2] = select_bytes(POSITIVE_BYTES, NEGATIVE_BYTES, upper_half(s, one));
+        a[row] = select_bytes(k.positive, NEGATIVE_BYTES, s);
+        a[row + 2] = select_bytes(k.positive, NEGATIVE_BYTES, upper_half(s, k.one));
     }
 }
 
@@ -93,13 +102,13 @@ struct OwnColumns {
 template <int ROWS>
 __device__ inline void multiply_grid(
     float (&sums)[ROWS][2], const Unit<IQ2_XXS>& w, const InputUnit* const (&x)[ROWS],
-    OwnColumns<ROWS>& b, const u32* grid, u32 one
+    OwnColumns<ROWS>& b, const u32* grid, const Opaque& opaque
 ) {
     int lane = threadIdx.x % WARP, own_step = lane / 8, part = lane / 4 % 2, t = lane % 4;
     int totals[ROWS][2];
-    // 2·(four bits) + 1 of steps t and t + 4.
-    u32 odd_low = (w.scale_codes.x >> 4 * t & 0x000f000f) * 2 + 0x00010001;
-    u32 odd_high = (w.scale_codes.y >> 4 * t & 0x000f000f) * 2 + 0x00010001;
+    // Four bits of steps t and t + 4.
+    u32 low_codes = w.scale_codes.x >> 4 * t & 0x000f000f;
+    u32 high_codes = w.scale_codes.y >> 4 * t & 0x000f000f;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         int d[ROWS][4];
@@ -108,7 +117,7 @@ __device__ inline void multiply_grid(
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
             u32 a[4];
-            byte_operand(w, 4 * half + s, grid, one, a);
+            byte_operand(w, 4 * half + s, grid, opaque, a);
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
                 const u8* own = x[r]->parts[part] + 128 * half + 32 * s + 8 * t;
@@ -116,13 +125,14 @@ __device__ inline void multiply_grid(
                 mma_signed(d[r], a, b.at[r][s].x, b.at[r][s].y);
             }
         }
+        // 2·(four bits) + 1.
+        int odd_low = dot_bytes(low_codes, half ? 0x020000 : 2, 1);
+        int odd_high = dot_bytes(high_codes, half ? 0x020000 : 2, 1);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             int low = whole_low(d[r]), high = whole_high(d[r]);
-            totals[r][0] = half ? (int)(odd_low >> 16) * low + totals[r][0]
-                                : (int)(odd_low & 0xffff) * low;
-            totals[r][1] = half ? (int)(odd_high >> 16) * high + totals[r][1]
-                                : (int)(odd_high & 0xffff) * high;
+            totals[r][0] = half ? odd_low * low + totals[r][0] : odd_low * low;
+            totals[r][1] = half ? odd_high * high + totals[r][1] : odd_high * high;
         }
     }
     RowPair f = unpack_rows(w.scales);
@@ -145,7 +155,7 @@ static_assert(sizeof(GateUpShared) == 43088 && sizeof(InputUnit) == 528, "as in 
 // A warp's tile of an item for ROWS rows at `x`, to `results`.
 template <int ROWS>
 __device__ inline void multiply_gate_up(
-    Fetch<IQ2_XXS>& fetch, const InputUnit* x, const u32* grid, u32 one,
+    Fetch<IQ2_XXS>& fetch, const InputUnit* x, const u32* grid, const Opaque& opaque,
     float (&results)[MOST_ROWS][16]
 ) {
     int lane = threadIdx.x % WARP, units = fetch.share.units;
@@ -167,7 +177,7 @@ __device__ inline void multiply_gate_up(
             const InputUnit* rows[ROWS];
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) rows[r] = x + r * units + u + i;
-            multiply_grid<ROWS>(sums, w, rows, columns, grid, one);
+            multiply_grid<ROWS>(sums, w, rows, columns, grid, opaque);
         }
         fetch.done();
     }
@@ -202,6 +212,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
     GateUpShared& shared = *(GateUpShared*)dynamic_shared;
     InputUnit* inputs = (InputUnit*)(&shared + 1);
     load_selectors(grids, selectors);
+    Opaque opaque(one);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int tiles = gate.rows / 16, items = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
     bool is_gate = warp < GATE_UP_TILES;
@@ -224,9 +235,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
             loaded = range.first;
             float(&results)[DECODE_WARPS][MOST_ROWS][16] = shared.results[parity];
             if (rows == 1) {
-                multiply_gate_up<1>(fetch, inputs, grids, one, results[warp]);
+                multiply_gate_up<1>(fetch, inputs, grids, opaque, results[warp]);
             } else {
-                multiply_gate_up<MOST_ROWS>(fetch, inputs, grids, one, results[warp]);
+                multiply_gate_up<MOST_ROWS>(fetch, inputs, grids, opaque, results[warp]);
             }
             __syncthreads();
             parity ^= 1;
@@ -248,12 +259,14 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
 #define DOWN_TILES DECODE_WARPS
 
 // A hidden layer's unit as integers, in the order of Q2_K's words (see formats.cuh): word i of step k
-// has columns 2i and 2i + 1 of steps k and k + 4. Lanes with the same t read the same columns.
+// has columns 2i and 2i + 1 of step k or k + 4, in the bytes where the weights have them, and zeros in
+// the place of the other's. Lanes with the same t read the same columns.
 struct HiddenUnit {
-    // [part][step k][t], words 0 … 3.
-    uint4 parts[2][4][4];
-    // Sums of the integers of 16 columns: [quarter], steps 0 … 3. See `DownUnit` for quarters.
-    int4 sums[4];
+    // [step k or k + 4][part][k][t], words 0 … 3.
+    uint4 parts[2][2][4][4];
+    // Sums of the integers of 16 columns, as three signed bytes, and a zero: [byte][quarter], a byte
+    // for each of the steps 0 … 3. See `DownUnit` for quarters.
+    u32 sums[4][4];
     float scale;
     float padding[3];
 };
@@ -265,22 +278,73 @@ __device__ inline void quantise_hidden(HiddenUnit& to, const u16* hidden) {
     int v[8], sum = 0;
     unpack8(*(const uint4*)(hidden + 8 * lane), x);
     float scale = quantise(x, v);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum += v[i];
-    sum += __shfl_xor_sync(FULL_WARP, sum, 1);
-    if (t % 2 == 0) ((int*)&to.sums[2 * later + t / 2])[k] = sum;
-    if (lane == 0) to.scale = scale;
-    // Lanes of steps k and k + 4 share a word's bytes: the one makes high parts, the other low ones.
-    u32 words[4];
+    u32 high[4], low[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         int a = v[2 * i], b = v[2 * i + 1];
-        u32 high = low_bytes(high_part(a), 0, high_part(b), 0), low = low_bytes(a, 0, b, 0);
-        u32 other = __shfl_xor_sync(FULL_WARP, later ? high : low, 16);
-        words[i] = later ? other | low << 8 : high | other << 8;
+        sum += a + b;
+        high[i] = low_bytes(high_part(a), 0, high_part(b), 0) << 8 * later;
+        low[i] = low_bytes(a, 0, b, 0) << 8 * later;
     }
-    to.parts[later][k][t] = make_uint4(words[0], words[1], words[2], words[3]);
+    to.parts[later][0][k][t] = make_uint4(high[0], high[1], high[2], high[3]);
+    to.parts[later][1][k][t] = make_uint4(low[0], low[1], low[2], low[3]);
+    sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+    u8* sums = (u8*)&to.sums[0][2 * later + t / 2] + k;
+    constexpr int BYTE = sizeof(to.sums[0]);
+    if (t % 2 == 0) {
+        sums[0] = (u8)sum;
+        sums[BYTE] = (u8)high_part(sum);
+        sums[2 * BYTE] = (u8)high_part(high_part(sum));
+        sums[3 * BYTE] = 0;
+    }
+    if (lane == 0) to.scale = scale;
 }
+
+// Columns of a step and the fourth after it as operands: lanes of columns that others multiply have
+// zeros, forever. A step's stay while the next one's are loaded.
+template <int ROWS>
+struct OwnParts {
+    uint4 at[ROWS][2];
+    bool own;
+
+    __device__ inline OwnParts() {
+        // Column g is for quarter g / 2, and has the high or the low part.
+        int lane = threadIdx.x % WARP;
+        own = lane % 4 / 2 == lane / 8 % 2;
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) at[r][0] = at[r][1] = make_uint4(0, 0, 0, 0);
+    }
+
+    __device__ inline const uint4& load(int r, const HiddenUnit& x, int k) {
+        int lane = threadIdx.x % WARP;
+        if (own) at[r][k % 2] = x.parts[lane / 16][lane / 4 % 2][k][lane % 4];
+        return at[r][k % 2];
+    }
+};
+
+// Results of a tile's row pair g and g + 8, over units.
+template <int ROWS>
+struct DownSums {
+    // Four times a row's products.
+    float products[ROWS][2];
+    // What is taken away: lanes with t < 2 have the first row's, the others the second one's.
+    float minima[2];
+
+    __device__ inline DownSums() {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) products[r][0] = products[r][1] = 0.0f;
+        minima[0] = minima[1] = 0.0f;
+    }
+
+    // The result of row g + 8·`half`, in all four lanes that have it.
+    __device__ inline float result(int r, int half) const {
+        float m = minima[half];
+        m += __shfl_xor_sync(FULL_WARP, m, 1);
+        float other = __shfl_xor_sync(FULL_WARP, m, 2);
+        if (threadIdx.x % 4 / 2 != r) m = other;
+        return 0.25f * quad_sum(products[r][half]) - m;
+    }
+};
 
 // A lane's share of a unit of 16 rows. The lane's quarter, t, is the groups of 16 columns whose sums
 // end up with it: those of columns 16·(t % 2) … in steps 0 … 3, or in steps 4 … 7 if t > 1.
@@ -309,55 +373,61 @@ struct DownUnit {
     }
 
     // 4 · the scale for even k, 1 · for odd ones: what 4^k, of which 4^(k - k % 2) is taken away,
-    // leaves over.
-    __device__ inline int scale(int row, int k) const {
-        u32 b = groups[row];
-        return k == 0   ? b << 2 & 0x3c
-               : k == 1 ? b >> 8 & 0xf
-               : k == 2 ? b >> 14 & 0x3c
-                        : b >> 24 & 0xf;
+    // leaves over. `codes` are a row's groups without their minima.
+    __device__ static inline int scale(u32 codes, int k) {
+        return dot_bytes(codes, (k % 2 ? 1u : 4u) << 8 * k, 0);
     }
 
-    __device__ inline int minimum(int row, int k) const { return groups[row] >> (8 * k + 4) & 0xf; }
-
-    // sums[row][half of the tile] += products.
+    // Unit `x`, and of the second row the one that is so many units on.
     template <int ROWS>
     __device__ inline void multiply(
-        float (&sums)[ROWS][2], const HiddenUnit* const (&x)[ROWS], int lane
+        DownSums<ROWS>& sums, const HiddenUnit* x, int units, OwnParts<ROWS>& parts
     ) const {
-        // Column g is for quarter g / 2, and has the high or the low part.
-        int g = lane / 4, t = lane % 4, quarter = g / 2;
-        u32 own = t / 2 != quarter % 2 ? 0 : quarter / 2 ? 0xff00ff00 : 0x00ff00ff;
-        int totals[ROWS][2], minima[ROWS][2];
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) totals[r][0] = totals[r][1] = minima[r][0] = minima[r][1] = 0;
+        u32 codes[2] = {groups[0] & 0x0f0f0f0f, groups[1] & 0x0f0f0f0f};
+        // Of steps 0 and 1, and 16 times those of 2 and 3.
+        int totals[ROWS][2][2] = {};
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
             u32 a[2][4];
             operand(k, 0, a[0]);
             operand(k, 1, a[1]);
+            int low_scale = scale(codes[0], k), high_scale = scale(codes[1], k);
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
-                uint4 b = x[r]->parts[g % 2][k][t];
+                const uint4& b = parts.load(r, x[r * units], k);
                 int d[4] = {0, 0, 0, 0};
-                mma_unsigned(d, a[0], b.x & own, b.y & own);
-                mma_unsigned(d, a[1], b.z & own, b.w & own);
-                int low = whole_low(d), high = whole_high(d);
-                // Multiples of 16.
-                totals[r][0] += scale(0, k) * (k < 2 ? low : low >> 4);
-                totals[r][1] += scale(1, k) * (k < 2 ? high : high >> 4);
-                int sum = ((const int*)&x[r]->sums[t])[k];
-                minima[r][0] += minimum(0, k) * sum;
-                minima[r][1] += minimum(1, k) * sum;
+                mma_unsigned(d, a[0], b.x, b.y);
+                mma_unsigned(d, a[1], b.z, b.w);
+                totals[r][k / 2][0] += low_scale * whole_low(d);
+                totals[r][k / 2][1] += high_scale * whole_high(d);
             }
         }
         float2 low = unpack_half2(scales.x), high = unpack_half2(scales.y);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            float f = x[r]->scale;
-            sums[r][0] += f * (0.25f * low.x * (float)totals[r][0] - low.y * (float)minima[r][0]);
-            sums[r][1] += f * (0.25f * high.x * (float)totals[r][1] - high.y * (float)minima[r][1]);
+            float f = x[r * units].scale;
+            int low_total = totals[r][0][0] + (totals[r][1][0] >> 4);
+            int high_total = totals[r][0][1] + (totals[r][1][1] >> 4);
+            sums.products[r][0] += f * low.x * (float)low_total;
+            sums.products[r][1] += f * high.x * (float)high_total;
         }
+        subtract_minima(sums, x, units, low.y, high.y);
+    }
+
+    // One instruction for both rows: columns 0 … 2 are the bytes of the first one's sums, 4 … 6 of
+    // the second one's.
+    template <int ROWS>
+    __device__ inline void subtract_minima(
+        DownSums<ROWS>& sums, const HiddenUnit* x, int units, float low, float high
+    ) const {
+        int lane = threadIdx.x % WARP, t = lane % 4;
+        u32 a[2] = {groups[0] >> 4 & 0x0f0f0f0f, groups[1] >> 4 & 0x0f0f0f0f};
+        int d[4] = {0, 0, 0, 0};
+        mma_unsigned_half(d, a, x[lane / 16 % ROWS * units].sums[lane / 4 % 4][t]);
+        float f = x[t / 2 % ROWS * units].scale;
+        int place = t % 2 ? 65536 : 1;
+        sums.minima[0] += f * low * (float)(d[1] * 256 + d[0] * place);
+        sums.minima[1] += f * high * (float)(d[3] * 256 + d[2] * place);
     }
 };
 
@@ -366,7 +436,7 @@ struct DownShared {
     alignas(16) Fetch<Q2_K>::Chunk rings[DECODE_WARPS][RING];
     alignas(16) Work work;
 };
-static_assert(sizeof(DownShared) == 48208 && sizeof(HiddenUnit) == 592, "as in experts.rs");
+static_assert(sizeof(DownShared) == 48208 && sizeof(HiddenUnit) == 1104, "as in experts.rs");
 
 // A warp's tile of an item for ROWS rows of a range, which are at `x`.
 template <int ROWS>
@@ -374,9 +444,8 @@ __device__ inline void multiply_down(
     Fetch<Q2_K>& fetch, const HiddenUnit* x, const PairRange& range, int tile, int used, float* out
 ) {
     int lane = threadIdx.x % WARP, units = fetch.share.units, tiles = fetch.share.tiles;
-    float sums[ROWS][2];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) sums[r][0] = sums[r][1] = 0.0f;
+    DownSums<ROWS> sums;
+    OwnParts<ROWS> parts;
     for (int u = 0; u < units; u += CHUNK) {
         const Fetch<Q2_K>::Chunk& chunk = fetch.wait();
 #pragma unroll
@@ -384,16 +453,13 @@ __device__ inline void multiply_down(
             if (u + i >= units) break;
             DownUnit w;
             w.load(chunk.weights[i], chunk.scales[i], chunk.more_scales[i], lane);
-            const HiddenUnit* rows[ROWS];
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r) rows[r] = x + r * units + u + i;
-            w.multiply(sums, rows, lane);
+            w.multiply(sums, x + u + i, units, parts);
         }
         fetch.done();
     }
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-        float low = quad_sum(sums[r][0]), high = quad_sum(sums[r][1]);
+        float low = sums.result(r, 0), high = sums.result(r, 1);
         u32 pair = range.pair(r);
         size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
         if (lane % 4 < 2 && tile < tiles) {

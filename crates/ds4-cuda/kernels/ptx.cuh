@@ -120,6 +120,15 @@ __device__ inline void mma_unsigned(int (&d)[4], const u32 (&a)[4], u32 b0, u32 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// d += A·B for A [16, 16] of unsigned bytes and B [16, 8] of signed ones: a[0] = A[g][4t … 4t+3],
+// a[1] = A[g+8][4t…]; b = B[4t … 4t+3][g]; d as above.
+__device__ inline void mma_unsigned_half(int (&d)[4], const u32 (&a)[2], u32 b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+        "{%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
 // Four bytes out of the eight of `low` and `high`: the low nibbles of `selector`, all below 8, say
 // which.
 __device__ inline u32 select_bytes(u32 low, u32 high, u32 selector) {

@@ -86,6 +86,12 @@ inline void mma_unsigned(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     emulator_mma_bytes(d, a, b0, b1, false);
 }
 
+// Columns of A beyond 16 are zeros.
+inline void mma_unsigned_half(int (&d)[4], const u32 (&a)[2], u32 b) {
+    u32 padded[4] = {a[0], a[1], 0, 0};
+    emulator_mma_bytes(d, padded, b, 0, false);
+}
+
 inline u32 dot_bytes(u32 a, u32 b, u32 c) {
     for (int i = 0; i < 32; i += 8) c += (a >> i & 0xff) * (b >> i & 0xff);
     return c;

@@ -37,7 +37,7 @@ const BLOCK_ROWS: usize = 2;
 const GATE_UP_SHARED: usize = 43088;
 const DOWN_SHARED: usize = 48208;
 const INPUT_UNIT: usize = 528;
-const HIDDEN_UNIT: usize = 592;
+const HIDDEN_UNIT: usize = 1104;
 /// 1 twice in halves.
 const ONES: u32 = 0x3c00_3c00;
 
