@@ -17,7 +17,6 @@ mod segments;
 use std::{fmt::Write, ops::Range};
 
 use aho_corasick::AhoCorasick;
-use rayon::prelude::*;
 
 pub use error::TokenizerError;
 pub use markers::SpecialTokens;
@@ -63,19 +62,18 @@ impl Tokenizer {
 
     /// The ids of `text`, in which spellings of markers are text like any other.
     ///
+    /// Works on the caller's thread alone: the threads that steps of a model share their work
+    /// among would be late for the next step while they encode a part of a long text.
+    ///
     /// # Errors
     /// [`TokenizerError::TextTooUniform`] for a text that no one writes by
     /// hand: megabytes without the end of a word.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
-        let segments = segments::split(text)?;
-        if let [segment] = segments[..] {
-            return self.encode_segment(segment);
+        let mut ids = Vec::new();
+        for segment in segments::split(text)? {
+            self.encode_segment(segment, &mut ids)?;
         }
-        let ids: Vec<Vec<TokenId>> = segments
-            .par_iter()
-            .map(|segment| self.encode_segment(segment))
-            .collect::<Result<_, _>>()?;
-        Ok(ids.concat())
+        Ok(ids)
     }
 
     /// The ids of `text`, in which the spelling of a marker is that marker.
@@ -158,11 +156,12 @@ impl Tokenizer {
             .ok_or_else(|| TokenizerError::NoSuchMarker { marker: spelling.to_owned() })
     }
 
-    fn encode_segment(&self, segment: &str) -> Result<Vec<TokenId>, TokenizerError> {
+    fn encode_segment(&self, segment: &str, ids: &mut Vec<TokenId>) -> Result<(), TokenizerError> {
         let encoding = self
             .bpe
             .encode_fast(segment, false)
             .map_err(|error| TokenizerError::Encode { reason: error.to_string() })?;
-        Ok(encoding.get_ids().to_vec())
+        ids.extend_from_slice(encoding.get_ids());
+        Ok(())
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod error;
 pub(crate) mod job;
 pub(crate) mod listen;
 pub(crate) mod models;
+mod preparing;
 mod recorder;
 pub(crate) mod token_text;
 pub(crate) mod trace;

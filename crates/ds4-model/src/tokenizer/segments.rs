@@ -1,11 +1,11 @@
 //! Cuts long text where the pre-tokenizer cuts it anyway, so that the parts
-//! can be encoded in parallel and with memory that doesn't grow with the text.
+//! can be encoded one by one, with memory that doesn't grow with the text.
 
 use super::TokenizerError;
 
 /// Bytes after which a segment ends at the next good place. Large enough that
-/// the overhead per segment vanishes, small enough to share a prompt between
-/// cores. A segment costs about 80 times its size in memory while it is encoded.
+/// the overhead per segment vanishes. A segment costs about 80 times its size in
+/// memory while it is encoded.
 const TARGET: usize = 64 * 1024;
 
 /// Longest segment. Text has a good place to cut every few characters; what

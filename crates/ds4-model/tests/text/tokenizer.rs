@@ -1,5 +1,10 @@
 //! Text to ids and back.
 
+use std::{
+    sync::{Arc, Barrier, mpsc},
+    time::Duration,
+};
+
 use proptest::prelude::*;
 
 use crate::support::{FULL_VOCAB, Sample, data, full, read, tiny};
@@ -31,6 +36,22 @@ fn difficult_texts_have_the_right_ids() {
         assert_eq!(full().encode(text).unwrap(), ids, "{text:?}");
         assert_eq!(full().decode(ids), text);
     }
+}
+
+/// A model's steps share their work among the threads of this pool, and a long prompt must not
+/// hold them up, nor wait for them.
+#[test]
+fn long_texts_are_encoded_without_the_thread_pool() {
+    let barrier = Arc::new(Barrier::new(rayon::current_num_threads() + 1));
+    let busy = barrier.clone();
+    rayon::spawn_broadcast(move |_| {
+        busy.wait();
+    });
+    let (done, encoded) = mpsc::channel();
+    std::thread::spawn(move || done.send(tiny().encode(&"some words ".repeat(20_000))));
+    let encoded = encoded.recv_timeout(Duration::from_secs(60));
+    barrier.wait();
+    assert!(encoded.expect("no thread of the pool is free").unwrap().len() >= 40_000);
 }
 
 #[test]

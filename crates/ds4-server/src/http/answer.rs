@@ -31,6 +31,7 @@ use super::{
     app::App,
     error::ApiError,
     job::{self, Prepared},
+    preparing::prepared,
     recorder::Recorder,
     token_text::TokenText,
     trace::TraceRecord,
@@ -53,7 +54,7 @@ pub(crate) async fn answer<R: Reply>(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
-    let task = tokio::task::spawn_blocking(move || {
+    let prepared = prepared(move || {
         let mut trace = preparing.trace.as_ref().map(|_| TraceRecord::new(&body));
         let understood = R::understand(parse(&body)?)?;
         let Understood { mut converted, options, reply } = understood;
@@ -63,9 +64,9 @@ pub(crate) async fn answer<R: Reply>(
         if let Some(trace) = &mut trace {
             trace.prompt(prompt_text, job.prompt.len());
         }
-        Ok::<_, ApiError>((converted, options, reply, job, opening, trace))
+        Ok((converted, options, reply, job, opening, trace))
     });
-    let (converted, options, reply, job, opening, trace) = task.await.map_err(failed_task)??;
+    let (converted, options, reply, job, opening, trace) = prepared.await?;
     let prompt_tokens = job.prompt.len();
     let events = app.scheduler.submit(job)?;
     let progress = Arc::new(Progress::new(prompt_tokens, trace));
@@ -91,12 +92,6 @@ pub(crate) async fn answer<R: Reply>(
 pub(crate) fn parse(body: &[u8]) -> Result<Value, ApiError> {
     serde_json::from_slice(body)
         .map_err(|error| ApiError::bad_request(format!("the request body is no JSON: {error}")))
-}
-
-/// An error of a task that did not come to its end.
-pub(crate) fn failed_task(error: tokio::task::JoinError) -> ApiError {
-    tracing::error!(%error, "a request could not be prepared");
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be prepared")
 }
 
 /// What is known of an answer besides its chunks.

@@ -25,6 +25,7 @@ use super::{
     answer::{self, json_response},
     error::{ApiError, Dialect},
     job, models,
+    preparing::prepared,
     trace::TraceFile,
 };
 use crate::{
@@ -174,13 +175,13 @@ async fn generate<R: Reply>(State(app): State<Arc<App>>, request: Request) -> Re
 async fn count_tokens(State(app): State<Arc<App>>, request: Request) -> Response {
     let counted = async {
         let body = read_body(&app, request.into_body()).await?;
-        let task = tokio::task::spawn_blocking(move || {
+        let counted = prepared(move || {
             let Understood { mut converted, options, .. } =
                 MessagesReply::understand(answer::parse(&body)?)?;
             app.replay.restore_reasoning(&mut converted.conversation);
             job::prompt(&app, &converted, &options).map(|(tokens, _)| tokens.len())
         });
-        task.await.map_err(answer::failed_task)?
+        counted.await
     };
     match counted.await {
         Ok(tokens) => json_response(&json!({ "input_tokens": tokens })),
