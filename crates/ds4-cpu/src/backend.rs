@@ -106,6 +106,10 @@ impl Backend for CpuBackend {
         cache.bytes()
     }
 
+    fn run_step<R: Send>(&self, stages: impl FnOnce() -> R + Send) -> R {
+        rayon::scope(|_| stages())
+    }
+
     fn embed(&self, batch: &Batch) -> StageResult<Activations> {
         let mut x = Activations::new(&self.model.config, batch.tokens.len());
         let table = self.model.weights.token_embedding.view();
@@ -231,20 +235,29 @@ impl Backend for CpuBackend {
         let width = self.model.config.heads * HEAD_DIM;
         let all_visible = vec![None; batch.tokens.len()];
         let selected = if kind == LayerKind::Csa { &x.selected } else { &all_visible };
+        let rotations = rotations(&x.plain_rotations, &x.yarn_rotations, kind);
+        let mut caches: Vec<_> = caches.iter_mut().map(Some).collect();
+        let mut heads = x.heads.as_mut_slice();
+        let mut spans = Vec::with_capacity(batch.spans.len());
         for span in &batch.spans {
+            let own;
+            (own, heads) = heads.split_at_mut(span.rows.len() * width);
+            spans.extend(caches[span.session].take().map(|cache| (span, cache, own)));
+        }
+        // Spans side by side: each begins with decoding its window, which is one thread's work.
+        spans.into_par_iter().for_each(|(span, cache, heads)| {
             let rows = span.rows.clone();
             let stage = AttendStage {
                 kernels: self.kernels,
                 weights: &weights.attn,
                 kind,
                 span,
-                rotations: &rotations(&x.plain_rotations, &x.yarn_rotations, kind)[rows.clone()],
+                rotations: &rotations[rows.clone()],
                 selected: &selected[rows.clone()],
             };
             let kv = &x.kv[rows.start * HEAD_DIM..rows.end * HEAD_DIM];
-            let heads = &mut x.heads[rows.start * width..rows.end * width];
-            stage.run(&mut caches[span.session].layers[layer], kv, heads);
-        }
+            stage.run(&mut cache.layers[layer], kv, heads);
+        });
         Ok(())
     }
 

@@ -259,7 +259,7 @@ impl RowStore {
     /// Rows of a page: 146 KiB of packed key/value rows.
     const PAGE: usize = 256;
 
-    fn new(codec: RowCodec) -> Self {
+    pub fn new(codec: RowCodec) -> Self {
         RowStore { codec, pages: Vec::new(), len: 0 }
     }
 

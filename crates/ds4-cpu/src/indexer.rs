@@ -15,8 +15,11 @@ use rayon::prelude::*;
 
 use crate::{Kernels, cache::RowStore, kernels::Input};
 
-/// Keys scored together by one task.
-const KEY_TILE: usize = 1024;
+/// Keys that one task decodes and scores: few enough to stay in the second-level cache.
+const KEY_TILE: usize = 512;
+
+/// Queries that share what a task decodes. A thread has all scores of so many.
+const QUERY_BLOCK: usize = 8;
 
 /// The indexer at work in one layer.
 pub(crate) struct SelectStage<'a> {
@@ -49,17 +52,21 @@ impl SelectStage<'_> {
                 continue;
             }
             let Some(keys) = keys(span.session) else { continue };
-            let keys = decode_all(keys);
-            selected[span.rows.clone()].par_iter_mut().enumerate().for_each(|(i, selected)| {
-                let visible = (span.start + i + 1) / LayerKind::Csa.ratio();
-                if visible > self.config.index_top_k {
-                    let row = span.rows.start + i;
-                    let q = chunk(&queries, row, self.config.index_heads * INDEX_DIM);
-                    let w = chunk(&weights, row, self.config.index_heads);
-                    let scores = self.scores(q, w, &keys[..visible * INDEX_DIM]);
-                    *selected = Some(top_k(&scores, self.config.index_top_k));
-                }
-            });
+            let queries: Vec<Query<'_>> = (span.start..)
+                .zip(span.rows.clone())
+                .map(|(position, row)| Query {
+                    row,
+                    heads: chunk(&queries, row, self.config.index_heads * INDEX_DIM),
+                    weights: chunk(&weights, row, self.config.index_heads),
+                    visible: (position + 1) / LayerKind::Csa.ratio(),
+                })
+                .filter(|query| query.visible > self.config.index_top_k)
+                .collect();
+            let choose = |queries| choose(self.kernels, queries, keys, self.config.index_top_k);
+            let chosen: Vec<_> = queries.par_chunks(QUERY_BLOCK).flat_map_iter(choose).collect();
+            for (query, rows) in queries.iter().zip(chosen) {
+                selected[query.row] = Some(rows);
+            }
         }
         selected
     }
@@ -85,19 +92,46 @@ impl SelectStage<'_> {
         weights.iter_mut().for_each(|w| *w *= scale);
         (queries, weights)
     }
-
-    fn scores(&self, q: &[f32], head_weights: &[f32], keys: &[f32]) -> Vec<f32> {
-        let mut scores = vec![0.0; keys.len() / INDEX_DIM];
-        let tiles = scores.par_chunks_mut(KEY_TILE).zip(keys.par_chunks(KEY_TILE * INDEX_DIM));
-        tiles.for_each(|(scores, keys)| self.kernels.index_scores(q, keys, head_weights, scores));
-        scores
-    }
 }
 
-fn decode_all(keys: &RowStore) -> Vec<f32> {
-    let mut out = vec![0.0; keys.len() * INDEX_DIM];
-    out.par_chunks_exact_mut(INDEX_DIM).enumerate().for_each(|(i, key)| keys.decode(i, key));
-    out
+/// A row of the batch that looks for compressed rows.
+struct Query<'a> {
+    /// Its place in the batch.
+    row: usize,
+    /// `[heads, 128]`.
+    heads: &'a [f32],
+    /// One weight per head.
+    weights: &'a [f32],
+    /// How many of its session's compressed rows come before it.
+    visible: usize,
+}
+
+/// The `k` rows that each query chooses of those that it sees, ascending.
+fn choose(kernels: Kernels, queries: &[Query<'_>], keys: &RowStore, k: usize) -> Vec<Vec<u32>> {
+    let visible = queries.iter().map(|query| query.visible).max().unwrap_or(0);
+    let tiles: Vec<Vec<Vec<f32>>> = (0..visible.div_ceil(KEY_TILE))
+        .into_par_iter()
+        .map_init(Vec::new, |decoded, tile| {
+            let tile = tile * KEY_TILE..visible.min((tile + 1) * KEY_TILE);
+            decoded.resize(tile.len() * INDEX_DIM, 0.0);
+            for (i, key) in tile.clone().zip(decoded.chunks_exact_mut(INDEX_DIM)) {
+                keys.decode(i, key);
+            }
+            queries.iter().map(|query| query.scores(kernels, tile.start, decoded)).collect()
+        })
+        .collect();
+    let scores = |i: usize| tiles.iter().flat_map(|tile| &tile[i]).copied().collect::<Vec<f32>>();
+    (0..queries.len()).into_par_iter().map(|i| top_k(&scores(i), k)).collect()
+}
+
+impl Query<'_> {
+    /// Its scores of those of `keys [n, 128]`, the first of which is key `first`, that it sees.
+    fn scores(&self, kernels: Kernels, first: usize, keys: &[f32]) -> Vec<f32> {
+        let seen = self.visible.saturating_sub(first).min(keys.len() / INDEX_DIM);
+        let mut scores = vec![0.0; seen];
+        kernels.index_scores(self.heads, &keys[..seen * INDEX_DIM], self.weights, &mut scores);
+        scores
+    }
 }
 
 fn chunk(x: &[f32], i: usize, width: usize) -> &[f32] {
@@ -118,7 +152,32 @@ fn top_k(scores: &[f32], k: usize) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::top_k;
+    use super::*;
+
+    #[test]
+    fn tiles_and_blocks_change_no_choice() {
+        let (heads, k) = (3, 5);
+        let numbers = |seed: usize, n: usize| -> Vec<f32> {
+            (0..n).map(|i| ((seed + i) * 7919 % 1009) as f32 / 500.0 - 1.0).collect()
+        };
+        let mut keys = RowStore::new(RowCodec::Fp4Index);
+        (0..2 * KEY_TILE + 9).for_each(|i| keys.push(&numbers(131 * i, INDEX_DIM)));
+        let q: Vec<_> = (0..4).map(|i| numbers(977 * i, heads * INDEX_DIM)).collect();
+        let weights = numbers(5, heads);
+        let visible = [k, KEY_TILE, KEY_TILE + 1, keys.len()];
+        let queries: Vec<_> = (q.iter().zip(visible).enumerate())
+            .map(|(row, (heads, visible))| Query { row, heads, weights: &weights, visible })
+            .collect();
+        for kernels in Kernels::available() {
+            let chosen = choose(kernels, &queries, &keys, k);
+            for (query, chosen) in queries.iter().zip(chosen) {
+                let mut all = vec![0.0; query.visible * INDEX_DIM];
+                let rows = all.chunks_exact_mut(INDEX_DIM).enumerate();
+                rows.for_each(|(i, key)| keys.decode(i, key));
+                assert_eq!(chosen, top_k(&query.scores(kernels, 0, &all), k), "{kernels}");
+            }
+        }
+    }
 
     #[test]
     fn ties_go_to_the_lower_index() {

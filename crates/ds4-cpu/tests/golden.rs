@@ -5,7 +5,7 @@ mod common;
 use common::{CpuEngine, Distance, Golden, feed, golden, tiny_engine};
 use ds4_cpu::Kernels;
 use ds4_engine::{
-    LogitsWanted, MAX_REWIND, RewindError, SnapshotError, Work,
+    Backend, LogitsWanted, MAX_REWIND, RewindError, SnapshotError, Work,
     rows::CacheRounding,
     sampling::{Sampler, SamplingParams},
 };
@@ -13,6 +13,14 @@ use ds4_engine::{
 fn distance(engine: &CpuEngine, golden: &Golden) -> Distance {
     let mut session = engine.new_session().unwrap();
     golden.distance(&feed(engine, &mut session, &golden.tokens, 512))
+}
+
+/// From another thread every part of a stage would have to be handed over and waited for.
+#[test]
+fn the_stages_of_a_step_run_on_a_thread_of_the_pool() {
+    let engine = tiny_engine(Kernels::Reference, CacheRounding::On);
+    assert_eq!(rayon::current_thread_index(), None);
+    assert!(engine.backend().run_step(rayon::current_thread_index).is_some());
 }
 
 #[test]

@@ -171,6 +171,14 @@ pub trait Backend: Send + Sync {
         Ok(())
     }
 
+    /// Calls `stages`, which calls every stage of a step and returns what they gave.
+    ///
+    /// A backend whose stages divide their work among a pool of threads calls it on one of these:
+    /// from any other thread each part has to be handed over and waited for.
+    fn run_step<R: Send>(&self, stages: impl FnOnce() -> R + Send) -> R {
+        stages()
+    }
+
     /// Embeds the tokens and copies each embedding to the four streams.
     fn embed(&self, batch: &Batch) -> StageResult<Self::Activations>;
     /// Mixes the streams into the sublayer's input, normalises it, and keeps the weights that

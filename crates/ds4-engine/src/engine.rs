@@ -206,7 +206,7 @@ impl<B: Backend> Engine<B> {
         self.make_room(work)?;
         let (batch, order) = plan(work);
         let mut caches: Vec<_> = work.iter_mut().map(|w| &mut w.session.cache).collect();
-        let result = forward(&self.backend, &batch, &mut caches);
+        let result = self.backend.run_step(|| forward(&self.backend, &batch, &mut caches));
         for w in work.iter_mut() {
             match &result {
                 Ok(_) => w.session.extend(w.tokens),

@@ -174,9 +174,8 @@ fn decode_fp4(bytes: &[u8], row: &mut [f32]) {
     let blocks = codes.chunks_exact(FP4_BLOCK / 2).zip(row.chunks_exact_mut(FP4_BLOCK));
     for ((codes, block), scale) in blocks.zip(scales) {
         let scale = power_of_two(*scale);
-        for (pair, code) in block.chunks_exact_mut(2).zip(codes) {
-            pair[0] = E2M1[(code & 15) as usize] * scale;
-            pair[1] = E2M1[(code >> 4) as usize] * scale;
+        for (pair, code) in block.as_chunks_mut().0.iter_mut().zip(codes) {
+            *pair = E2M1_PAIRS[*code as usize].map(|x| x * scale);
         }
     }
 }
@@ -246,6 +245,17 @@ fn e2m1(x: f32) -> u8 {
 /// Value of each E2M1 code.
 const E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// The two values of each byte of codes, so that one look-up finds both.
+static E2M1_PAIRS: [[f32; 2]; 256] = {
+    let mut pairs = [[0.0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [E2M1[byte & 15], E2M1[byte >> 4]];
+        byte += 1;
+    }
+    pairs
+};
 
 /// Value of each E4M3 code. The two NaN codes, never written, read as ±480.
 static E4M3: [f32; 256] = {

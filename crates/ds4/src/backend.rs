@@ -156,6 +156,10 @@ impl Backend for AnyBackend {
         inside_with!(self, cache: Cache, b => b.reserve(cache, tokens))
     }
 
+    fn run_step<R: Send>(&self, stages: impl FnOnce() -> R + Send) -> R {
+        inside!(self, b => b.run_step(stages))
+    }
+
     fn embed(&self, batch: &Batch) -> StageResult<Activations> {
         match self {
             AnyBackend::Cpu(b) => b.embed(batch).map(|x| Activations::Cpu(Box::new(x))),

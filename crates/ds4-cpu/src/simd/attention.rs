@@ -196,9 +196,9 @@ pub(super) struct IndexQuery {
 }
 
 impl IndexQuery {
-    /// From `q`, `[heads, 128]`. Heads are filled up to a multiple of `block`.
-    pub fn new(q: &[f32], weights: &[f32], block: usize) -> Self {
-        let padded = weights.len().next_multiple_of(block);
+    /// From `q`, `[heads, 128]`. Heads are filled up to a multiple of `lanes`.
+    pub fn new(q: &[f32], weights: &[f32], lanes: usize) -> Self {
+        let padded = weights.len().next_multiple_of(lanes);
         let mut transposed = vec![0.0; INDEX_DIM * padded];
         for (h, q) in q.chunks_exact(INDEX_DIM).enumerate() {
             for (i, &q) in q.iter().enumerate() {
@@ -212,11 +212,11 @@ impl IndexQuery {
 }
 
 /// Writes Σ_h weight_h · max(0, q_h·key) for each key. Heads are computed in
-/// blocks of `H` registers, with `K` keys.
+/// blocks of `H` registers, what is left of them in single ones, with `K` keys.
 ///
 /// # Safety
-/// Needs the instruction set of `V`; `query` was made for blocks of `H·LANES`
-/// heads, and `keys` hold 128 numbers for each of `out`.
+/// Needs the instruction set of `V`; `query` was made for its `LANES`, and
+/// `keys` hold 128 numbers for each of `out`.
 #[inline(always)]
 pub(super) unsafe fn index_scores<V: Vector, const H: usize, const K: usize>(
     query: &IndexQuery,
@@ -242,34 +242,53 @@ unsafe fn index_scores_block<V: Vector, const H: usize, const K: usize>(
     keys: *const f32,
     out: &mut [f32; K],
 ) {
-    let heads = query.weights.len();
+    let (heads, block) = (query.weights.len(), H * V::LANES);
+    let whole = heads / block * block;
     // SAFETY: as the caller promises.
     unsafe {
         let mut scores = [V::splat(0.0); K];
-        for h in (0..heads).step_by(H * V::LANES) {
-            let mut dots = [[V::splat(0.0); H]; K];
-            for i in 0..INDEX_DIM {
-                let mut q = [V::splat(0.0); H];
-                for j in 0..H {
-                    q[j] = V::load(query.q.as_ptr().add(i * heads + h + j * V::LANES));
-                }
-                for k in 0..K {
-                    let key = V::splat(*keys.add(k * INDEX_DIM + i));
-                    for j in 0..H {
-                        dots[k][j] = V::fma(key, q[j], dots[k][j]);
-                    }
-                }
-            }
-            for j in 0..H {
-                let weight = V::load(query.weights.as_ptr().add(h + j * V::LANES));
-                for k in 0..K {
-                    let positive = V::max(V::splat(0.0), dots[k][j]);
-                    scores[k] = V::fma(weight, positive, scores[k]);
-                }
-            }
+        for h in (0..whole).step_by(block) {
+            add_scores::<V, H, K>(query, h, keys, &mut scores);
+        }
+        for h in (whole..heads).step_by(V::LANES) {
+            add_scores::<V, 1, K>(query, h, keys, &mut scores);
         }
         for k in 0..K {
             out[k] = V::sum(scores[k]);
+        }
+    }
+}
+
+/// Adds what the `H·LANES` heads from `h` on give each of `K` keys.
+#[inline(always)]
+unsafe fn add_scores<V: Vector, const H: usize, const K: usize>(
+    query: &IndexQuery,
+    h: usize,
+    keys: *const f32,
+    scores: &mut [V::Float; K],
+) {
+    let heads = query.weights.len();
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut dots = [[V::splat(0.0); H]; K];
+        for i in 0..INDEX_DIM {
+            let mut q = [V::splat(0.0); H];
+            for j in 0..H {
+                q[j] = V::load(query.q.as_ptr().add(i * heads + h + j * V::LANES));
+            }
+            for k in 0..K {
+                let key = V::splat(*keys.add(k * INDEX_DIM + i));
+                for j in 0..H {
+                    dots[k][j] = V::fma(key, q[j], dots[k][j]);
+                }
+            }
+        }
+        for j in 0..H {
+            let weight = V::load(query.weights.as_ptr().add(h + j * V::LANES));
+            for k in 0..K {
+                let positive = V::max(V::splat(0.0), dots[k][j]);
+                scores[k] = V::fma(weight, positive, scores[k]);
+            }
         }
     }
 }

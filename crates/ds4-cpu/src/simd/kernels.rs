@@ -20,8 +20,6 @@ pub(super) struct Kernels {
     pub lanes: usize,
     /// Most tokens of a panel.
     pub panel: usize,
-    /// Heads of a block of [`Kernels::index_scores`].
-    pub index_heads: usize,
     pub quantize: unsafe fn(&[f32], &mut [Q8Block]),
     pub decode: unsafe fn(MatrixView, &[&[Q8Block]], *mut f32, usize),
     pub unpack_tile: unsafe fn(MatrixView, &mut Tile),
@@ -94,7 +92,6 @@ macro_rules! define_kernels {
         pub(in crate::simd) static KERNELS: Kernels = Kernels {
             lanes: $vector::LANES,
             panel: [$($tokens),*].len(),
-            index_heads: $index_heads * $vector::LANES,
             quantize,
             decode,
             unpack_tile,

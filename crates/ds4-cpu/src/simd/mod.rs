@@ -139,7 +139,7 @@ pub fn attend(
 pub fn index_scores(isa: Isa, q: &[f32], keys: &[f32], head_weights: &[f32], out: &mut [f32]) {
     assert_eq!(q.len(), head_weights.len() * INDEX_DIM, "one query vector per head");
     assert_eq!(keys.len(), out.len() * INDEX_DIM, "one key per score");
-    let query = IndexQuery::new(q, head_weights, isa.kernels.index_heads);
+    let query = IndexQuery::new(q, head_weights, isa.kernels.lanes);
     // SAFETY: `isa` exists only where it can run, and lengths were checked.
     unsafe { (isa.kernels.index_scores)(&query, keys, out) }
 }
