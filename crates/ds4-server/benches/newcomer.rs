@@ -56,7 +56,8 @@ fn main() {
     let arrivals = stream.join().expect("the stream failed");
     println!("a prompt of {WORDS} words beside a stream");
     let gaps = |from: Instant, to: Instant| {
-        let pairs = arrivals.windows(2).filter(|pair| from <= pair[0] && pair[1] <= to);
+        // The gap in which the newcomer comes counts as well.
+        let pairs = arrivals.windows(2).filter(|pair| from < pair[1] && pair[1] <= to);
         let mut gaps: Vec<Duration> = pairs.map(|pair| pair[1] - pair[0]).collect();
         gaps.sort_unstable();
         gaps
@@ -111,8 +112,9 @@ fn show(when: &str, gaps: &[Duration], alone: &[Duration]) {
             * 1e3
     };
     let usual = at(alone, 0.5);
+    let long = gaps.iter().filter(|gap| gap.as_secs_f64() * 1e3 > 3.0 * usual).count();
     println!(
-        "{when:20} {:6} gaps: median {:6.1} ms, p99 {:6.1} ms, worst {:6.1} ms ({:.1} × the usual one)",
+        "{when:20} {:6} gaps, {long} above 3 × the usual: median {:6.1} ms, p99 {:6.1} ms, worst {:6.1} ms ({:.1} ×)",
         gaps.len(),
         at(gaps, 0.5),
         at(gaps, 0.99),

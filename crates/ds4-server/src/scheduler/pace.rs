@@ -4,23 +4,30 @@
 //! answers delays their next token. The share is chosen from measured times such that a step
 //! with prompt tokens takes at most [`STRETCH`] times as long as one without.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use ds4_engine::backend::PREFILL_MIN;
 
 /// A step that shares its time with a prompt may take so many times as long.
 ///
-/// Two measured steps differ by some tenths; 2.2 leaves room below the promised factor of 3.
-const STRETCH: f64 = 2.2;
+/// Two measured steps differ by some tenths; 2 leaves room below the promised factor of 3.
+const STRETCH: f64 = 2.0;
 
 /// After so many shared steps, one without prompt tokens measures the usual time again.
 const REMEASURE: usize = 32;
 
-/// Weight of the newest measurement in a running average, if it allows for fewer prompt tokens.
-const FEWER: f64 = 0.5;
+/// And after so many already if the number of running answers has changed.
+const RECOUNT: usize = 4;
 
-/// And if it allows for more: a busy machine makes steps longer that are none of the model's.
-const MORE: f64 = 0.1;
+/// The usual time is the shortest of so many: a busy machine makes steps longer, now and then for
+/// seconds, and what is too long already must not be stretched.
+const RECENT: usize = 16;
+
+/// Weight of the newest measurement of a prompt token in the running average, if it is longer.
+const LONGER: f64 = 0.5;
+
+/// And if it is shorter: what counts is what happens in bad moments.
+const SHORTER: f64 = 0.1;
 
 /// The share grows by so much at most from one shared step to the next, since a first measurement
 /// of few tokens says little.
@@ -31,12 +38,16 @@ const GROWTH: usize = 2;
 pub(super) struct Pace {
     /// Prompt tokens computed together at most.
     chunk: usize,
-    /// Seconds of a step of running answers alone, and how many they were.
-    decode: Option<f64>,
+    /// Seconds of the latest steps of answers alone, at most [`RECENT`], oldest first.
+    alone: VecDeque<f64>,
+    /// How many answers these had.
+    answers: usize,
     /// Seconds that a prompt token adds to a step of answers; alone it costs less.
     prompt_token: Option<f64>,
-    /// Prompt tokens in the last shared step.
-    last_share: usize,
+    /// Prompt tokens that the next step may have.
+    share: usize,
+    /// Prompt tokens in the last shared step that was measured.
+    measured_share: usize,
     shared_steps: usize,
 }
 
@@ -53,21 +64,30 @@ impl Pace {
     }
 
     /// Prompt tokens to add to the next step, with `running` answers in it.
-    pub(super) fn prompt_tokens(&self, running: usize) -> usize {
-        if running == 0 {
-            return self.chunk;
-        }
-        match (self.decode, self.prompt_token) {
+    pub(super) fn prompt_tokens(&mut self, running: usize) -> usize {
+        self.share = if running == 0 { self.chunk } else { self.shared_tokens(running) };
+        self.share
+    }
+
+    fn shared_tokens(&self, running: usize) -> usize {
+        let most_steps = if running == self.answers { REMEASURE } else { RECOUNT };
+        match (self.usual(), self.prompt_token) {
             (None, _) => 0,
-            _ if self.shared_steps >= REMEASURE => 0,
-            (Some(_), None) => PREFILL_MIN,
-            (Some(decode), Some(token)) => {
-                let tokens = (STRETCH - 1.0) * decode / token.max(1e-9);
+            _ if self.shared_steps >= most_steps => 0,
+            // How long one takes is not known yet; some machines need as long as for an answer's.
+            (Some(_), None) => 1,
+            (Some(usual), Some(token)) => {
+                let tokens = (STRETCH - 1.0) * usual / token.max(1e-9);
                 // Even one by one, if a machine needs so long for a few: a stream that stalls is
                 // worse than a prompt that takes its time.
-                (tokens as usize).min(GROWTH * self.last_share).clamp(1, self.chunk)
+                (tokens as usize).min(GROWTH * self.measured_share).clamp(1, self.chunk)
             }
         }
+    }
+
+    /// Seconds of a step of answers alone, on a quiet machine.
+    fn usual(&self) -> Option<f64> {
+        self.alone.iter().copied().min_by(f64::total_cmp)
     }
 
     /// Learns from a step of `running` answers and `prompt_tokens` tokens of prompts.
@@ -76,25 +96,41 @@ impl Pace {
         match (running, prompt_tokens) {
             (0, _) => {}
             (_, 0) => {
-                average(&mut self.decode, time, (FEWER, MORE));
+                if std::mem::replace(&mut self.answers, running) != running {
+                    self.alone.clear();
+                }
+                self.alone.push_back(time);
+                if self.alone.len() > RECENT {
+                    self.alone.pop_front();
+                }
                 self.shared_steps = 0;
             }
             (_, tokens) => {
-                let added = (time - self.decode.unwrap_or(0.0)).max(0.05 * time);
-                average(&mut self.prompt_token, added / tokens as f64, (MORE, FEWER));
                 self.shared_steps += 1;
-                self.last_share = tokens;
+                // Of a slice that a prompt's end cut short, what any shared step costs would seem
+                // to be the price of its few tokens; and so would the time of further answers.
+                if running == self.answers && tokens >= self.share.div_ceil(2) {
+                    let added = (time - self.usual().unwrap_or(0.0)).max(0.05 * time);
+                    self.learn(tokens, added / tokens as f64);
+                }
             }
         }
     }
-}
 
-/// Moves an average by the weight of shorter or of longer times.
-fn average(mean: &mut Option<f64>, value: f64, (shorter, longer): (f64, f64)) {
-    *mean = Some(mean.map_or(value, |mean| {
-        let weight = if value > mean { longer } else { shorter };
-        mean + weight * (value - mean)
-    }));
+    /// Takes in that each of `tokens` prompt tokens in a step added `each` seconds.
+    fn learn(&mut self, tokens: usize, each: f64) {
+        let grown = tokens >= GROWTH * self.measured_share;
+        self.measured_share = tokens;
+        self.prompt_token = Some(self.prompt_token.map_or(each, |mean| {
+            let weight = match each > mean {
+                true => LONGER,
+                // Twice as many as before tell more about each.
+                false if grown => 1.0,
+                false => SHORTER,
+            };
+            mean + weight * (each - mean)
+        }));
+    }
 }
 
 #[cfg(test)]
@@ -109,41 +145,88 @@ mod tests {
         assert_eq!(Pace::new(CHUNK).prompt_tokens(0), CHUNK);
     }
 
+    /// A little less than a millisecond, so that nothing depends on how a quotient is rounded.
+    const TOKEN: Duration = Duration::from_micros(950);
+
+    /// Answers alone take 10 ms, and each prompt token [`TOKEN`] more.
+    fn steady() -> Pace {
+        let mut pace = Pace::new(CHUNK);
+        pace.measured(1, 0, 10 * MS);
+        for _ in 0..8 {
+            let tokens = pace.prompt_tokens(1);
+            pace.measured(1, tokens, 10 * MS + tokens as u32 * TOKEN);
+        }
+        pace
+    }
+
     #[test]
     fn shared_steps_stay_within_the_stretch() {
+        assert_eq!(Pace::new(CHUNK).prompt_tokens(1), 0, "the usual time comes first");
+        assert_eq!(steady().prompt_tokens(1), 10, "1.0 × 10 ms at 0.95 ms a token");
+    }
+
+    #[test]
+    fn the_first_shared_step_has_a_single_token() {
         let mut pace = Pace::new(CHUNK);
-        assert_eq!(pace.prompt_tokens(1), 0, "the usual time comes first");
         pace.measured(1, 0, 10 * MS);
-        assert_eq!(pace.prompt_tokens(1), PREFILL_MIN);
-        pace.measured(1, 8, 18 * MS);
-        assert_eq!(pace.prompt_tokens(1), 12, "1.2 × 10 ms at 1 ms a token");
+        assert_eq!(pace.prompt_tokens(1), 1, "more might take any time");
     }
 
     #[test]
     fn a_prompt_is_computed_by_the_token_where_a_few_take_too_long() {
         let mut pace = Pace::new(CHUNK);
         pace.measured(1, 0, 4 * MS);
-        pace.measured(1, PREFILL_MIN, 20 * MS);
-        assert_eq!(pace.prompt_tokens(1), 2, "1.2 × 4 ms at 2 ms a token");
-        pace.measured(1, 2, 24 * MS);
+        assert_eq!(pace.prompt_tokens(1), 1);
+        pace.measured(1, 1, 20 * MS);
         assert_eq!(pace.prompt_tokens(1), 1);
     }
 
     #[test]
-    fn the_share_grows_step_by_step() {
+    fn the_share_grows_step_by_step_and_is_soon_large() {
         let mut pace = Pace::new(CHUNK);
         pace.measured(1, 0, 100 * MS);
-        pace.measured(1, PREFILL_MIN, 100 * MS + PREFILL_MIN as u32 * MS / 10);
-        assert_eq!(pace.prompt_tokens(1), GROWTH * PREFILL_MIN, "not 1200 at once");
+        for expected in [1, 2, 4, 8, 16, 32, 64] {
+            let tokens = pace.prompt_tokens(1);
+            assert_eq!(tokens, expected);
+            // What any shared step costs weighs less the more tokens there are.
+            pace.measured(1, tokens, 110 * MS + tokens as u32 * MS / 10);
+        }
     }
 
     #[test]
     fn the_usual_time_is_measured_again() {
-        let mut pace = Pace::new(CHUNK);
-        pace.measured(1, 0, 10 * MS);
-        (0..REMEASURE).for_each(|_| pace.measured(1, 8, 18 * MS));
+        let mut pace = steady();
+        (8..REMEASURE).for_each(|_| pace.measured(1, 10, 10 * MS + 10 * TOKEN));
         assert_eq!(pace.prompt_tokens(1), 0);
         pace.measured(1, 0, 10 * MS);
-        assert!(pace.prompt_tokens(1) > 0);
+        assert_eq!(pace.prompt_tokens(1), 10);
+    }
+
+    #[test]
+    fn a_step_that_was_held_up_is_not_the_usual_one() {
+        let mut pace = steady();
+        pace.measured(1, 0, 250 * MS);
+        assert_eq!(pace.prompt_tokens(1), 10);
+    }
+
+    #[test]
+    fn another_number_of_answers_is_measured_soon() {
+        let mut pace = steady();
+        pace.measured(1, 0, 10 * MS);
+        (0..RECOUNT).for_each(|_| {
+            assert!(pace.prompt_tokens(9) > 0);
+            pace.measured(9, 10, 50 * MS);
+        });
+        assert_eq!(pace.prompt_tokens(9), 0);
+        pace.measured(9, 0, 41 * MS);
+        assert_eq!(pace.prompt_tokens(9), 20, "growing to 41 ms at 0.95 ms a token");
+    }
+
+    #[test]
+    fn the_end_of_a_prompt_says_nothing_about_the_price_of_a_token() {
+        let mut pace = steady();
+        assert_eq!(pace.prompt_tokens(1), 10);
+        pace.measured(1, 1, 18 * MS);
+        assert_eq!(pace.prompt_tokens(1), 10);
     }
 }
