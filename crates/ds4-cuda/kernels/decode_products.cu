@@ -4,6 +4,7 @@
 // how they share it depends on the matrix alone, so a row's results do not depend on the rows
 // beside it.
 
+#include "batch_products.cuh"
 #include "products.cuh"
 #include "quantised.cuh"
 #include "router.cuh"
@@ -48,35 +49,67 @@ __device__ inline void quantise_rows(const Preparation& to_do, int block, int fi
     if (row < end) quantise_unit(to_do.quantised, to_do.x, to_do.x_low, row, i % units);
 }
 
-template <int TYPES, int TOKENS>
+// The product that the block belongs to.
+__device__ inline int own_product(const ProductList& products, int count) {
+    int which = 0;
+    while (which + 1 < count && products.at[which + 1].first_block <= blockIdx.x) ++which;
+    return which;
+}
+
+// Whether nobody needs a product's results.
+__device__ inline bool is_idle(const Product& p) {
+    if (!p.needed) return false;
+    wait_for_dependencies();
+    return *p.needed == 0;
+}
+
+// Up to eight rows a block.
+template <int TYPES>
 __device__ inline void run_products(
     const ProductList& products, int count, int blocks, int n, const Preparation& to_do,
     const uint4* iq2_grid
 ) {
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     launch_dependents();
-    int first = blockIdx.y * 8 * TOKENS;
+    int first = blockIdx.y * 8;
     if ((int)blockIdx.x >= blocks) {
-        quantise_rows(to_do, blockIdx.x - blocks, first, min(first + 8 * TOKENS, n));
+        quantise_rows(to_do, blockIdx.x - blocks, first, min(first + 8, n));
         return;
     }
-    int which = 0;
-    while (which + 1 < count && products.at[which + 1].first_block <= blockIdx.x) ++which;
+    int which = own_product(products, count);
     const Product& p = products.at[which];
+    if (is_idle(p)) return;
     if ((TYPES & TYPE_BIT(IQ2_XXS)) && p.type == IQ2_XXS) {
         load_grid(grids, iq2_grid);
         __syncthreads();
     }
-    if (p.needed) {
-        wait_for_dependencies();
-        if (*p.needed == 0) return;
-    }
-    float* scratch = (float*)dynamic_shared;
-    run_product<TYPES, TOKENS>(
-        p, blockIdx.x - p.first_block, first, n, own_grid(grids), scratch);
+    run_product<TYPES, 1>(
+        p, blockIdx.x - p.first_block, first, n, own_grid(grids), (float*)dynamic_shared);
     if (to_do.routing.logits && which == 0) {
         int own_blocks = count > 1 ? products.at[1].first_block : blocks;
         if (last_to_arrive(to_do.arrivals, own_blocks * gridDim.y)) route_rows(to_do, n);
+    }
+}
+
+// Up to 8·TOKENS rows, from `first` on.
+template <int TOKENS>
+__device__ inline void run_batch(
+    const ProductList& products, int count, int blocks, int first, int n, const Preparation& to_do,
+    const Workspace& workspace
+) {
+    launch_dependents();
+    if ((int)blockIdx.x >= blocks) {
+        quantise_rows(to_do, blockIdx.x - blocks, first, min(first + 8 * TOKENS, n));
+        return;
+    }
+    int which = own_product(products, count);
+    const Product& p = products.at[which];
+    if (is_idle(p)) return;
+    if (!run_batch_product<TOKENS>(p, blockIdx.x - p.first_block, first, n, workspace)) return;
+    if (to_do.routing.logits && which == 0) {
+        int own_blocks = count > 1 ? products.at[1].first_block : blocks;
+        int launches = (n + 8 * TOKENS - 1) / (8 * TOKENS);
+        if (last_to_arrive(to_do.arrivals, own_blocks / p.split * launches)) route_rows(to_do, n);
     }
 }
 
@@ -84,33 +117,33 @@ extern "C" __global__ void __launch_bounds__(256, 2) decode_products_8(
     __grid_constant__ const ProductList products, int count, int blocks, int n,
     __grid_constant__ const Preparation to_do, const uint4* iq2_grid
 ) {
-    run_products<DENSE_TYPES, 1>(products, count, blocks, n, to_do, iq2_grid);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 2) decode_products_16(
-    __grid_constant__ const ProductList products, int count, int blocks, int n,
-    __grid_constant__ const Preparation to_do, const uint4* iq2_grid
-) {
-    run_products<DENSE_TYPES, 2>(products, count, blocks, n, to_do, iq2_grid);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1) decode_products_32(
-    __grid_constant__ const ProductList products, int count, int blocks, int n,
-    __grid_constant__ const Preparation to_do, const uint4* iq2_grid
-) {
-    run_products<DENSE_TYPES, 4>(products, count, blocks, n, to_do, iq2_grid);
-}
-
-extern "C" __global__ void __launch_bounds__(256, 1) decode_products_64(
-    __grid_constant__ const ProductList products, int count, int blocks, int n,
-    __grid_constant__ const Preparation to_do, const uint4* iq2_grid
-) {
-    run_products<DENSE_TYPES, 8>(products, count, blocks, n, to_do, iq2_grid);
+    run_products<DENSE_TYPES>(products, count, blocks, n, to_do, iq2_grid);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 1) decode_products_any(
     __grid_constant__ const ProductList products, int count, int blocks, int n,
     __grid_constant__ const Preparation to_do, const uint4* iq2_grid
 ) {
-    run_products<ANY_TYPE, 1>(products, count, blocks, n, to_do, iq2_grid);
+    run_products<ANY_TYPE>(products, count, blocks, n, to_do, iq2_grid);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) decode_products_16(
+    __grid_constant__ const ProductList products, int count, int blocks, int first, int n,
+    __grid_constant__ const Preparation to_do, Workspace workspace
+) {
+    run_batch<2>(products, count, blocks, first, n, to_do, workspace);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) decode_products_32(
+    __grid_constant__ const ProductList products, int count, int blocks, int first, int n,
+    __grid_constant__ const Preparation to_do, Workspace workspace
+) {
+    run_batch<4>(products, count, blocks, first, n, to_do, workspace);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1) decode_products_64(
+    __grid_constant__ const ProductList products, int count, int blocks, int first, int n,
+    __grid_constant__ const Preparation to_do, Workspace workspace
+) {
+    run_batch<8>(products, count, blocks, first, n, to_do, workspace);
 }

@@ -237,6 +237,11 @@ struct MixedRow {
     int slots;
     const float* post;
     const float* comb;
+
+    // Where a thread's column of a slice is in its stream.
+    __device__ inline float* own(int slice, int hidden) const {
+        return streams + (size_t)(threadIdx.x / SLICE) * hidden + slice * SLICE + threadIdx.x % SLICE;
+    }
 };
 
 // Streams of a slice, on their way from threads that mix to warps that multiply.
@@ -244,35 +249,59 @@ struct SliceStreams {
     float old[STREAMS][SLICE], output[STREAMS][SLICE], mixed[STREAMS][SLICE];
 };
 
-// The streams of a slice become post·y + comb·streams, in memory and in `shared.mixed`. For the
-// first MIX_THREADS threads, one stream's column each, and the others for their barriers.
-__device__ inline void mix_slice(const MixedRow& row, int slice, int hidden, SliceStreams& shared) {
-    int stream = threadIdx.x / SLICE, c = threadIdx.x % SLICE, column = slice * SLICE + c;
-    bool mixes = threadIdx.x < MIX_THREADS;
-    float* own = row.streams + (size_t)stream * hidden + column;
-    float x = mixes ? *own : 0.0f, post = 0.0f, comb[STREAMS];
-    if (row.y && mixes) {
-        // A thread adds up every fourth part; the first two reads don't wait for each other.
+// A thread's share of a slice: its column of its stream, and every fourth part of the output.
+struct SliceInputs {
+    float x, y;
+
+    __device__ inline void load(const MixedRow& row, int slice, int hidden) {
+        int stream = threadIdx.x / SLICE, column = slice * SLICE + threadIdx.x % SLICE;
+        x = *row.own(slice, hidden);
+        y = 0.0f;
+        if (!row.y) return;
+        // The first two reads don't wait for each other.
         const float* parts = row.y + column;
         int next = stream + STREAMS;
         float a = stream < row.slots ? parts[(size_t)stream * hidden] : 0.0f;
         float b = next < row.slots ? parts[(size_t)next * hidden] : 0.0f;
-        post = row.post[stream];
-#pragma unroll
-        for (int j = 0; j < STREAMS; ++j) comb[j] = row.comb[STREAMS * j + stream];
         a += b;
 #pragma unroll 1
         for (int s = next + STREAMS; s < row.slots; s += STREAMS) a += parts[(size_t)s * hidden];
+        y = a;
+    }
+};
+
+// The weights of the streams in a thread's stream, and of the output.
+struct MixWeights {
+    float post, comb[STREAMS];
+
+    __device__ inline void load(const MixedRow& row) {
+        int stream = threadIdx.x / SLICE;
+        post = row.post[stream];
+#pragma unroll
+        for (int j = 0; j < STREAMS; ++j) comb[j] = row.comb[STREAMS * j + stream];
+    }
+};
+
+// The streams of a slice become post·y + comb·streams, in memory and in `shared.mixed`. For the
+// first MIX_THREADS threads, one stream's column each, and the others for their barriers.
+__device__ inline void mix_slice(
+    const MixedRow& row, const SliceInputs& in, const MixWeights& w, int slice, int hidden,
+    SliceStreams& shared
+) {
+    int stream = threadIdx.x / SLICE, c = threadIdx.x % SLICE;
+    bool mixes = threadIdx.x < MIX_THREADS;
+    float x = in.x;
+    if (row.y && mixes) {
         shared.old[stream][c] = x;
-        shared.output[stream][c] = a;
+        shared.output[stream][c] = in.y;
     }
     __syncthreads();
     if (row.y && mixes) {
         const float(&parts)[STREAMS][SLICE] = shared.output;
-        x = post * (parts[0][c] + parts[1][c] + parts[2][c] + parts[3][c]);
+        x = w.post * (parts[0][c] + parts[1][c] + parts[2][c] + parts[3][c]);
 #pragma unroll
-        for (int j = 0; j < STREAMS; ++j) x += comb[j] * shared.old[j][c];
-        *own = x;
+        for (int j = 0; j < STREAMS; ++j) x += w.comb[j] * shared.old[j][c];
+        *row.own(slice, hidden) = x;
     }
     if (mixes) shared.mixed[stream][c] = x;
     __syncthreads();
@@ -384,10 +413,19 @@ extern "C" __global__ void __launch_bounds__(MIX_THREADS + WARP, 2) read_by_slic
     float *own_post = post + row * STREAMS, *own_comb = comb + row * STREAMS * STREAMS;
     MixedRow mixed = {own, y ? y + (size_t)row * slots * hidden : nullptr, slots, own_post, own_comb};
     float* own_sums = sums + (size_t)to * slices * SUMS;
+    SliceInputs inputs;
+    MixWeights mix_weights;
+    if (mixes) inputs.load(mixed, blockIdx.x, hidden);
+    if (mixes && mixed.y) mix_weights.load(mixed);
     for (int slice = blockIdx.x; slice < slices; slice += gridDim.x) {
-        if (slice != (int)blockIdx.x && mixes) weights.load(function, slice, hidden);
-        mix_slice(mixed, slice, hidden, shared);
-        if (mixes) multiply_slice(weights, shared, own_sums + slice * SUMS);
+        // What the next slice needs is on its way during this one.
+        int next = slice + gridDim.x;
+        SliceInputs own_inputs = inputs;
+        if (next < slices && mixes) inputs.load(mixed, next, hidden);
+        mix_slice(mixed, own_inputs, mix_weights, slice, hidden, shared);
+        if (!mixes) continue;
+        multiply_slice(weights, shared, own_sums + slice * SUMS);
+        if (next < slices) weights.load(function, next, hidden);
     }
     if (!last_to_arrive(arrivals + to, gridDim.x)) return;
 

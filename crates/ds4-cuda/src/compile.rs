@@ -55,6 +55,7 @@ const HEADERS: &[Program] = programs!(
     "rows.cuh",
     "formats.cuh",
     "products.cuh",
+    "batch_products.cuh",
     "quantised.cuh",
     "expert_shares.cuh",
     "router.cuh"

@@ -110,9 +110,25 @@ impl Product {
         Product { needed, ..self }
     }
 
-    /// Rows of a block that decodes.
-    fn decode_rows(&self) -> usize {
-        DECODE_WARPS / self.split as usize * TILE
+    /// Blocks that all tiles take with up to eight activation rows.
+    fn few_blocks(&self) -> usize {
+        self.tiles().div_ceil(DECODE_WARPS / self.split as usize)
+    }
+
+    /// The same with more rows, as `run_batch_product` in kernels/batch_products.cuh expects them.
+    fn batch_blocks(&self) -> usize {
+        let block_tiles = if self.is_pair() { DECODE_WARPS / 2 } else { DECODE_WARPS };
+        self.tiles().div_ceil(block_tiles) * self.split as usize
+    }
+
+    /// Blocks that all rows take when many activation rows are multiplied.
+    fn prefill_blocks(&self) -> usize {
+        let rows = if self.is_pair() { PREFILL_ROWS / 2 } else { PREFILL_ROWS };
+        (self.rows as usize).div_ceil(rows)
+    }
+
+    fn tiles(&self) -> usize {
+        (self.rows as usize).div_ceil(TILE)
     }
 
     fn is_pair(&self) -> bool {
@@ -136,99 +152,188 @@ const DECODE_SHARED: usize = DECODE_WARPS * 128 * size_of::<f32>();
 /// Products that fit a launch's arguments; mirrors `ProductList` in kernels/decode_products.cu.
 const MOST_PRODUCTS: usize = 12;
 
+/// Bytes of shared memory for activations on their way, per eight rows; twice as many if any product
+/// wants what rounding left over. See `StagedRows` in kernels/batch_products.cuh.
+const BATCH_SHARED: usize = 4 * 2048;
+/// Most rows of a launch that decodes, in eights.
+const MOST_EIGHTS: usize = 8;
+
+/// Where blocks that share a product's tiles meet; mirrors `Workspace` in kernels/batch_products.cuh.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct WorkspacePointers {
+    sums: Pointer,
+    arrivals: Pointer,
+}
+
+/// The memory behind it, for any of some products.
+pub(crate) struct Workspace {
+    sums: Buffer<f32>,
+    /// Zero between launches.
+    arrivals: Buffer<u32>,
+}
+
+impl Workspace {
+    /// For launches of up to `blocks` blocks (`Products::most_blocks`).
+    pub fn new(device: &Device, blocks: usize) -> StageResult<Workspace> {
+        let sums = blocks * MOST_EIGHTS * DECODE_SHARED / size_of::<f32>();
+        Ok(Workspace { sums: device.alloc(sums)?, arrivals: device.alloc_zeroed(blocks)? })
+    }
+
+    fn pointers(&self) -> WorkspacePointers {
+        WorkspacePointers { sums: self.sums.pointer(), arrivals: self.arrivals.pointer() }
+    }
+}
+
+/// What products of a step share.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub device: &'a Device,
+    pub grid: Pointer,
+    pub workspace: &'a Workspace,
+}
+
+/// Products of one launch, each with its first block, and how many blocks they take.
+struct Placed {
+    products: Vec<Product>,
+    blocks: usize,
+}
+
+impl Placed {
+    fn new(products: &[Product], blocks_of: fn(&Product) -> usize) -> Placed {
+        let mut blocks = 0;
+        let placed = products.iter().map(|p| {
+            let first_block = blocks as i32;
+            blocks += blocks_of(p);
+            Product { first_block, ..*p }
+        });
+        Placed { products: placed.collect(), blocks }
+    }
+
+    fn list(&self) -> [Product; MOST_PRODUCTS] {
+        let mut list = [Product::zeroed(); MOST_PRODUCTS];
+        list[..self.products.len()].copy_from_slice(&self.products);
+        list
+    }
+}
+
 /// Products that are launched together.
 pub(crate) struct Products {
-    /// Launches of a few products each, and their blocks.
-    decode: Vec<(Vec<Product>, usize)>,
+    /// Launches of a few products each: for up to eight rows, and for more.
+    few: Vec<Placed>,
+    batch: Vec<Placed>,
     prefill: Buffer<Product>,
     count: usize,
     prefill_blocks: usize,
     /// Whether the kernels for dense types do.
     dense: bool,
     pairs: bool,
+    exact: bool,
 }
 
 impl Products {
     pub fn new(device: &Device, products: Vec<Product>) -> StageResult<Products> {
-        let dense = products.iter().all(|p| p.ty == 0 || p.ty == 1);
-        let pairs = products.iter().any(Product::is_pair);
-        let place = |products: &[Product], rows: fn(&Product) -> usize| {
-            let mut blocks = 0;
-            let placed = products.iter().map(|p| {
-                let first_block = blocks as i32;
-                blocks += (p.rows as usize).div_ceil(rows(p));
-                Product { first_block, ..*p }
-            });
-            let placed: Vec<_> = placed.collect();
-            (placed, blocks)
+        let launches = |blocks_of| {
+            let some = products.chunks(MOST_PRODUCTS);
+            some.map(|some| Placed::new(some, blocks_of)).collect()
         };
-        let decode = products.chunks(MOST_PRODUCTS);
-        let decode = decode.map(|some| place(some, Product::decode_rows)).collect();
-        let (prefill, prefill_blocks) =
-            place(&products, |p| if p.is_pair() { PREFILL_ROWS / 2 } else { PREFILL_ROWS });
+        let prefill = Placed::new(&products, Product::prefill_blocks);
         Ok(Products {
-            decode,
-            prefill: device.buffer(&prefill)?,
+            few: launches(Product::few_blocks),
+            batch: launches(Product::batch_blocks),
+            prefill: device.buffer(&prefill.products)?,
             count: products.len(),
-            prefill_blocks,
-            dense,
-            pairs,
+            prefill_blocks: prefill.blocks,
+            dense: products.iter().all(|p| p.ty == 0 || p.ty == 1),
+            pairs: products.iter().any(Product::is_pair),
+            exact: products.iter().any(|p| p.x_low != Pointer::NULL),
         })
+    }
+
+    /// Blocks of the largest launch for which a workspace has to have room.
+    pub fn most_blocks(&self) -> usize {
+        self.batch.iter().map(|launch| launch.blocks).max().unwrap_or(0)
     }
 
     /// The only product, and the blocks that it takes for every eight rows that are decoded.
     pub fn only(&self) -> (Product, usize) {
-        (self.decode[0].0[0], self.decode[0].1)
+        (self.few[0].products[0], self.few[0].blocks)
     }
 
     /// Multiplies rows 0 to `decode` one way and those up to `rows` the other.
-    pub fn run(&self, device: &Device, grid: Pointer, decode: usize, rows: usize) -> StageResult {
-        self.run_and_prepare(device, grid, decode, rows, &Preparation::zeroed())
+    pub fn run(&self, context: &Context<'_>, decode: usize, rows: usize) -> StageResult {
+        self.run_and_prepare(context, decode, rows, &Preparation::zeroed())
     }
 
     /// The same, with what is to be done for experts beside it.
     pub fn run_and_prepare(
         &self,
-        device: &Device,
-        grid: Pointer,
+        context: &Context<'_>,
         decode: usize,
         rows: usize,
         to_do: &Preparation,
     ) -> StageResult {
-        if decode > 0 {
-            self.decode(device, grid, decode, to_do)?;
+        if decode > 8 && self.dense {
+            self.decode_batch(context, decode, to_do)?;
+        } else if decode > 0 {
+            self.decode_few(context, decode, to_do)?;
         }
         if rows > decode {
-            self.run_prefill(device, grid, decode, rows)?;
+            self.run_prefill(context.device, context.grid, decode, rows)?;
         }
         Ok(())
     }
 
-    fn decode(
-        &self,
-        device: &Device,
-        grid: Pointer,
-        rows: usize,
-        to_do: &Preparation,
-    ) -> StageResult {
-        let (kernel, eights) = match rows {
-            _ if !self.dense => ("decode_products_any", 1),
-            0..=8 => ("decode_products_8", 1),
-            9..=16 => ("decode_products_16", 2),
-            17..=32 => ("decode_products_32", 4),
-            _ => ("decode_products_64", 8),
-        };
-        let shared = DECODE_SHARED * eights * (1 + usize::from(self.pairs));
-        for (products, blocks) in &self.decode {
-            let mut list = [Product::zeroed(); MOST_PRODUCTS];
-            list[..products.len()].copy_from_slice(products);
-            device.launch(
+    /// Up to eight rows a block.
+    fn decode_few(&self, context: &Context<'_>, rows: usize, to_do: &Preparation) -> StageResult {
+        let kernel = if self.dense { "decode_products_8" } else { "decode_products_any" };
+        let shared = DECODE_SHARED * (1 + usize::from(self.pairs));
+        for launch in &self.few {
+            context.device.launch(
                 kernel,
-                [*blocks + to_do.blocks(rows.min(8 * eights)), rows.div_ceil(8 * eights), 1],
+                [launch.blocks + to_do.blocks(rows.min(8)), rows.div_ceil(8), 1],
                 32 * DECODE_WARPS,
                 shared,
-                args![Arg::value(list), products.len(), *blocks, rows, Arg::value(*to_do), grid],
+                args![
+                    Arg::value(launch.list()),
+                    launch.products.len(),
+                    launch.blocks,
+                    rows,
+                    Arg::value(*to_do),
+                    context.grid
+                ],
             )?;
+        }
+        Ok(())
+    }
+
+    /// More rows, whose activations the warps of a block share.
+    fn decode_batch(&self, context: &Context<'_>, rows: usize, to_do: &Preparation) -> StageResult {
+        let (kernel, eights) = match rows {
+            0..=16 => ("decode_products_16", 2),
+            17..=32 => ("decode_products_32", 4),
+            _ => ("decode_products_64", MOST_EIGHTS),
+        };
+        let shared = BATCH_SHARED * eights * (1 + usize::from(self.exact));
+        for launch in &self.batch {
+            for first in (0..rows).step_by(8 * eights) {
+                let some = (rows - first).min(8 * eights);
+                context.device.launch(
+                    kernel,
+                    [launch.blocks + to_do.blocks(some), 1, 1],
+                    32 * DECODE_WARPS,
+                    shared,
+                    args![
+                        Arg::value(launch.list()),
+                        launch.products.len(),
+                        launch.blocks,
+                        first,
+                        rows,
+                        Arg::value(*to_do),
+                        Arg::value(context.workspace.pointers())
+                    ],
+                )?;
+            }
         }
         Ok(())
     }

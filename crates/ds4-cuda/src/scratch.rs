@@ -11,7 +11,7 @@ use ds4_model::config::{Config, HEAD_DIM, INDEX_DIM, LayerKind, STREAMS};
 use crate::{
     cache::LayerPointers,
     device::{Buffer, Device, Graph, Pinned, Pointer},
-    products::{Input, Product, Products},
+    products::{Input, Product, Products, Workspace},
     stages::{argmax::BestTokens, attention, experts, hyper_connection},
     step::StepTable,
     weights::{self, Weights},
@@ -77,6 +77,8 @@ pub(crate) struct Scratch {
     pub experts: experts::Scratch,
     pub layers: Vec<LayerProducts>,
     pub head: Head,
+    /// Of any products.
+    pub workspace: Workspace,
     /// Recorded steps, by rows and rows of logits.
     pub graphs: HashMap<(usize, usize), Graph>,
 }
@@ -185,11 +187,15 @@ impl Scratch {
             experts: experts::Scratch::new(device, config, n)?,
             layers: Vec::new(),
             head: Head::new(device, config, weights, FIRST_LOGITS)?,
+            workspace: Workspace::new(device, 0)?,
             graphs: HashMap::new(),
         };
         let layers = weights.layers.iter().enumerate();
         let layers = layers.map(|(l, w)| scratch.layer_products(device, config, l, w));
         scratch.layers = layers.collect::<StageResult<_>>()?;
+        let products = scratch.layers.iter().flat_map(LayerProducts::decoded);
+        let blocks = products.chain([&scratch.head.products]).map(Products::most_blocks);
+        scratch.workspace = Workspace::new(device, blocks.max().unwrap_or(0))?;
         Ok(scratch)
     }
 
@@ -277,6 +283,19 @@ impl Scratch {
             experts_input: products(experts_input)?,
             shared_down: products(vec![shared_down])?,
         })
+    }
+}
+
+impl LayerProducts {
+    /// Those that are launched on their own when rows are decoded.
+    fn decoded(&self) -> [&Products; 5] {
+        [
+            &self.attention_input,
+            &self.queries,
+            &self.output_a,
+            &self.output_b,
+            &self.experts_input,
+        ]
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     arguments::{Arg, args},
     device::{Buffer, Device, Pointer},
+    products::Context,
     scratch::{PARTIAL_ROWS, Scratch, key_capacity},
     weights::{self, Weights},
 };
@@ -255,8 +256,7 @@ impl Stages<'_> {
         let (s, experts) = (self.scratch, self.experts(layer));
         let Shape { decode_rows, rows, .. } = self.shape;
         s.layers[layer].experts_input.run_and_prepare(
-            self.device,
-            self.grid(),
+            &self.context(),
             decode_rows,
             rows,
             &experts.preparation(&s.x, &s.x_low, &s.arrivals),
@@ -280,7 +280,7 @@ impl Stages<'_> {
         let pending = self.experts_before(self.config.layers.len());
         let (device, config) = (self.device, self.config);
         hyper_connection::read_head(device, config, s, logits, pending, &reader)?;
-        s.head.products.run(device, self.grid(), decode_logits, logits)
+        s.head.products.run(&self.context(), decode_logits, logits)
     }
 
     /// The likeliest tokens of the first `rows` of them, to `scratch.head.best`.
@@ -290,7 +290,11 @@ impl Stages<'_> {
     }
 
     fn products(&self, products: &crate::products::Products) -> StageResult {
-        products.run(self.device, self.grid(), self.shape.decode_rows, self.shape.rows)
+        products.run(&self.context(), self.shape.decode_rows, self.shape.rows)
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context { device: self.device, grid: self.grid(), workspace: &self.scratch.workspace }
     }
 
     fn grid(&self) -> Pointer {
