@@ -47,12 +47,13 @@ __device__ inline void load_selectors(u32* to, const u32* selectors) {
 }
 
 // Numbers that a compiler should not know. `one` is that twice in halves; `positive` is
-// POSITIVE_BYTES, in a register rather than fetched for every selection.
+// POSITIVE_BYTES, with bits that no selector has: so it stays in a register of each lane, rather than
+// being fetched for every selection.
 struct Opaque {
     u32 one, positive;
 
-    __device__ inline Opaque(u32 one)
-        : one(one), positive(__shfl_sync(FULL_WARP, POSITIVE_BYTES + threadIdx.x % WARP, 0)) {}
+    __device__ inline Opaque(u32 one, u32 selector)
+        : one(one), positive(POSITIVE_BYTES | (selector & 0x88888888)) {}
 };
 
 // A step's weights as an operand.
@@ -202,17 +203,27 @@ __device__ inline void load_inputs(
     __syncthreads();
 }
 
-// hidden[pair] = weight · SwiGLU(gate·x, up·x) for each expert's pairs. Shared memory: GateUpShared,
-// and MOST_ROWS rows of InputUnit.
+// hidden[pair] = weight · SwiGLU(gate·x, up·x) for each expert's pairs, and the shared expert's last
+// product, whose input is there already, for `n` rows. Shared memory: GateUpShared, and MOST_ROWS rows
+// of InputUnit.
 extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
     Stack gate, Stack up, Groups groups, const float* pair_weights, Quantised x, u16* hidden,
-    int experts, int used, float limit, const u32* selectors, u32 one
+    int experts, int used, float limit, const u32* selectors, u32 one, int n,
+    __grid_constant__ const Product shared_down
 ) {
     __shared__ alignas(128) u32 grids[GRID_WORDS];
     GateUpShared& shared = *(GateUpShared*)dynamic_shared;
     InputUnit* inputs = (InputUnit*)(&shared + 1);
     load_selectors(grids, selectors);
-    Opaque opaque(one);
+    // First, since its weights can be on their way before anything else is there.
+    int shared_blocks = product_blocks(shared_down), shared_items = shared_blocks * ((n + 7) / 8);
+    for (int i = blockIdx.x; i < shared_items; i += gridDim.x) {
+        int first = i / shared_blocks * 8;
+        run_product<TYPE_BIT(Q8_0), 1>(
+            shared_down, i % shared_blocks, first, n, nullptr, (float*)dynamic_shared);
+        __syncthreads();
+    }
+    Opaque opaque(one, selectors[threadIdx.x]);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int tiles = gate.rows / 16, items = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
     bool is_gate = warp < GATE_UP_TILES;
@@ -480,29 +491,19 @@ __device__ inline void load_hidden(
     __syncthreads();
 }
 
-// out[token][slot] = down·hidden for the pairs of each expert; the shared expert's results go to
-// the slot after the routed ones. Blocks for those come first. Shared memory: DownShared, and
-// MOST_ROWS rows of HiddenUnit.
+// out[token][slot] = down·hidden for the pairs of each expert; the slot after theirs has the shared
+// expert's results. Shared memory: DownShared, and MOST_ROWS rows of HiddenUnit.
 extern "C" __global__ void __launch_bounds__(256, 2) experts_down_q2(
-    Stack w, Groups groups, const u16* hidden, float* out, int experts, int used, int n,
-    __grid_constant__ const Product shared_down
+    Stack w, Groups groups, const u16* hidden, float* out, int experts, int used
 ) {
     launch_dependents();
     DownShared& shared = *(DownShared*)dynamic_shared;
     HiddenUnit* inputs = (HiddenUnit*)(&shared + 1);
-    int shared_blocks = product_blocks(shared_down), shared_items = shared_blocks * ((n + 7) / 8);
-    if ((int)blockIdx.x < shared_items) {
-        int first = blockIdx.x / shared_blocks * 8;
-        run_product<TYPE_BIT(Q8_0), 1>(
-            shared_down, blockIdx.x % shared_blocks, first, n, nullptr, (float*)dynamic_shared);
-        return;
-    }
     int warp = threadIdx.x / WARP, units = w.columns / UNIT_COLUMNS;
     int tiles = w.rows / 16, items = (tiles + DOWN_TILES - 1) / DOWN_TILES;
     Share share = {shared.work, items, tiles, DOWN_TILES, warp, units};
     shared.work.load(groups, experts, items);
-    int block = blockIdx.x - shared_items, blocks = gridDim.x - shared_items;
-    Item item = share.bound(block, blocks), end = share.bound(block + 1, blocks);
+    Item item = share.bound(blockIdx.x, gridDim.x), end = share.bound(blockIdx.x + 1, gridDim.x);
     // The weights are on their way before the hidden layers are there.
     Fetch<Q2_K> fetch(share, item, end, w.weights, shared.rings[warp]);
     wait_for_dependencies();

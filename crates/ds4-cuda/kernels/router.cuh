@@ -29,61 +29,70 @@ struct Routing {
     float scale;
 };
 
-// One warp: the choice of row `row`.
-__device__ inline void route_row(const Routing& r, int row) {
+// A number's place among all numbers, above 0.
+__device__ inline u32 rank_of(float x) {
+    // Zeros are equal, whatever their sign.
+    u32 bits = __float_as_uint(x + 0.0f);
+    return max(bits & 0x80000000 ? ~bits : bits | 0x80000000, 1u);
+}
+
+// One warp: the experts with the largest biased scores of a row, ascending in the first `used` lanes.
+__device__ inline u32 choose_experts(const Routing& r, const float* logits) {
     int lane = threadIdx.x % WARP, experts = r.experts, used = r.used;
-    const float* own = r.logits + (size_t)row * experts;
-    u32* chosen = r.ids + (size_t)row * used;
-    if (r.table) {
-        if (lane < used) chosen[lane] = r.table[(size_t)r.tokens[row] * used + lane];
-    } else {
-        float biased[LANE_SCORES];
+    // 0: no expert, or taken.
+    u32 ranks[LANE_SCORES];
+#pragma unroll
+    for (int i = 0; i < LANE_SCORES; ++i) {
+        int e = 32 * i + lane;
+        ranks[i] = e < experts ? rank_of(sqrt_softplus(logits[e]) + r.bias[e]) : 0;
+    }
+    u32 chosen = 0;
+    for (int j = 0; j < used; ++j) {
+        u32 best = 0;
+        int at = 0;
 #pragma unroll
         for (int i = 0; i < LANE_SCORES; ++i) {
-            int e = 32 * i + lane;
-            biased[i] = e < experts ? sqrt_softplus(own[e]) + r.bias[e] : -INFINITY;
-        }
-        u32 taken = 0;
-        for (int j = 0; j < used; ++j) {
-            // The largest that is not taken yet; of equal ones the lower index.
-            float best = -INFINITY;
-            int at = experts;
-#pragma unroll
-            for (int i = 0; i < LANE_SCORES; ++i) {
-                int e = 32 * i + lane;
-                if (!(taken >> i & 1) && e < experts && (biased[i] > best || at == experts)) {
-                    best = biased[i];
-                    at = e;
-                }
+            if (32 * i >= experts) break;
+            if (ranks[i] > best) {
+                best = ranks[i];
+                at = 32 * i + lane;
             }
-            for (int d = 16; d > 0; d /= 2) {
-                float other = __shfl_xor_sync(FULL_WARP, best, d);
-                int other_at = __shfl_xor_sync(FULL_WARP, at, d);
-                if (other_at < experts &&
-                    (at == experts || other > best || (other == best && other_at < at))) {
-                    best = other;
-                    at = other_at;
-                }
-            }
-            if (at % 32 == lane) taken |= 1u << (at / 32);
         }
-        // The taken ones in ascending order.
-        int before = 0;
+        // Of equal ones the lower index.
+        bool largest = best == __reduce_max_sync(FULL_WARP, best);
+        u32 first = __reduce_min_sync(FULL_WARP, largest ? (u32)at : ~0u);
+        if (lane == j) chosen = first;
 #pragma unroll
         for (int i = 0; i < LANE_SCORES; ++i) {
-            u32 votes = __ballot_sync(FULL_WARP, taken >> i & 1);
-            if (taken >> i & 1) {
-                chosen[before + __popc(votes & ((1u << lane) - 1))] = 32 * i + lane;
-            }
-            before += __popc(votes);
+            if (32 * i + lane == first) ranks[i] = 0;
         }
     }
-    __syncwarp();
-    float score = 0.0f;
-    if (lane < used) score = sqrt_softplus(own[chosen[lane]]);
+    int before = 0;
+    for (int j = 0; j < used; ++j) before += __shfl_sync(FULL_WARP, chosen, j) < chosen;
+    u32 own = 0;
+    for (int j = 0; j < used; ++j) {
+        u32 id = __shfl_sync(FULL_WARP, chosen, j);
+        if (__shfl_sync(FULL_WARP, before, j) == lane) own = id;
+    }
+    return own;
+}
+
+// One warp: the choice of row `row`.
+__device__ inline void route_row(const Routing& r, int row) {
+    int lane = threadIdx.x % WARP, used = r.used;
+    const float* logits = r.logits + (size_t)row * r.experts;
+    u32 own = 0;
+    if (!r.table) {
+        own = choose_experts(r, logits);
+    } else if (lane < used) {
+        own = r.table[(size_t)r.tokens[row] * used + lane];
+    }
+    float score = lane < used ? sqrt_softplus(logits[own]) : 0.0f;
     float sum = warp_sum(score);
     if (lane < used) {
-        r.weights[(size_t)row * used + lane] = r.scale * score / fmaxf(sum, SMALLEST_SUM);
+        size_t at = (size_t)row * used + lane;
+        r.ids[at] = own;
+        r.weights[at] = r.scale * score / fmaxf(sum, SMALLEST_SUM);
     }
 }
 

@@ -289,13 +289,7 @@ impl Scratch {
 impl LayerProducts {
     /// Those that are launched on their own when rows are decoded.
     fn decoded(&self) -> [&Products; 5] {
-        [
-            &self.attention_input,
-            &self.queries,
-            &self.output_a,
-            &self.output_b,
-            &self.experts_input,
-        ]
+        [&self.attention_input, &self.queries, &self.output_a, &self.output_b, &self.experts_input]
     }
 }
 

@@ -213,7 +213,7 @@ impl ExpertStage<'_> {
             to_do.groups = self.scratch.groups[0].pointers();
             to_do.arrivals = arrivals.pointer();
         }
-        if self.weights.gate.ty == WeightType::Iq2Xxs {
+        if self.are_integers() {
             to_do.quantised = self.quantised();
             (to_do.x, to_do.x_low) = (x.pointer(), x_low.pointer());
         }
@@ -227,6 +227,13 @@ impl ExpertStage<'_> {
             units: (self.config.hidden / UNIT_COLUMNS) as i32,
             padding: 0,
         }
+    }
+
+    /// Whether decoded rows are multiplied as integers (kernels/experts_q2.cu).
+    fn are_integers(&self) -> bool {
+        let w = self.weights;
+        (w.gate.ty, w.down.ty, w.shared_down.ty)
+            == (WeightType::Iq2Xxs, WeightType::Q2K, WeightType::Q8_0)
     }
 
     fn are_few(&self) -> bool {
@@ -310,71 +317,58 @@ impl ExpertStage<'_> {
         let groups = s.groups[0].pointers();
         let most = config.experts.min(rows * used);
         let busy = BLOCKS * self.device.multiprocessors();
-        let (gate, up) = (self.stack(&w.gate), self.stack(&w.up));
+        let (gate, up) = (Arg::value(self.stack(&w.gate)), Arg::value(self.stack(&w.up)));
+        let down = Arg::value(self.stack(&w.down));
         let (pair_weights, hidden) = (s.weights.pointer(), s.hidden.pointer());
         let blocks = [busy.min(most * config.expert_width / TILE), 1, 1];
-        let threads = 32 * DECODE_WARPS;
-        if w.gate.ty == WeightType::Iq2Xxs {
+        let down_blocks = busy.min(most * config.hidden / TILE);
+        let (shared, shared_blocks) = shared_down.only();
+        let (shared, y) = (Arg::value(shared), y.pointer());
+        let launch = |kernel, blocks, memory, arguments| {
+            self.device.launch(kernel, blocks, 32 * DECODE_WARPS, memory, arguments)
+        };
+        if self.are_integers() {
+            let x = Arg::value(self.quantised());
+            let (experts, selectors) = (config.experts, self.selectors);
             let arguments = args![
-                Arg::value(gate),
-                Arg::value(up),
+                gate,
+                up,
                 Arg::value(groups),
                 pair_weights,
-                Arg::value(self.quantised()),
+                x,
                 hidden,
-                config.experts,
+                experts,
                 used,
                 limit,
-                self.selectors,
-                ONES
+                selectors,
+                ONES,
+                rows,
+                shared
             ];
             let memory = GATE_UP_SHARED + BLOCK_ROWS * config.hidden / UNIT_COLUMNS * INPUT_UNIT;
-            self.device.launch("experts_gate_up_q2", blocks, threads, memory, arguments)?;
+            launch("experts_gate_up_q2", blocks, memory, arguments)?;
+            let arguments = args![down, Arg::value(groups), hidden, y, experts, used];
+            let memory =
+                DOWN_SHARED + BLOCK_ROWS * config.expert_width / UNIT_COLUMNS * HIDDEN_UNIT;
+            launch("experts_down_q2", [down_blocks, 1, 1], memory, arguments)
         } else {
+            let x = x.pointer();
             let arguments = args![
-                Arg::value(gate),
-                Arg::value(up),
+                gate,
+                up,
                 Arg::value(groups),
                 pair_weights,
-                x.pointer(),
+                x,
                 hidden,
                 used,
                 limit,
                 self.grid
             ];
-            self.device.launch("experts_gate_up_any", blocks, threads, 0, arguments)?;
-        }
-        let (shared, shared_blocks) = shared_down.only();
-        let shared_blocks = shared_blocks * rows.div_ceil(8);
-        let blocks = [shared_blocks + busy.min(most * config.hidden / TILE), 1, 1];
-        let down = self.stack(&w.down);
-        let y = y.pointer();
-        if w.down.ty == WeightType::Q2K && w.shared_down.ty == WeightType::Q8_0 {
-            let arguments = args![
-                Arg::value(down),
-                Arg::value(groups),
-                hidden,
-                y,
-                config.experts,
-                used,
-                rows,
-                Arg::value(shared)
-            ];
-            let memory =
-                DOWN_SHARED + BLOCK_ROWS * config.expert_width / UNIT_COLUMNS * HIDDEN_UNIT;
-            self.device.launch("experts_down_q2", blocks, threads, memory, arguments)
-        } else {
-            let arguments = args![
-                Arg::value(down),
-                Arg::value(groups),
-                hidden,
-                y,
-                used,
-                rows,
-                Arg::value(shared),
-                self.grid
-            ];
-            self.device.launch("experts_down_any", blocks, threads, 0, arguments)
+            launch("experts_gate_up_any", blocks, 0, arguments)?;
+            let arguments =
+                args![down, Arg::value(groups), hidden, y, used, rows, shared, self.grid];
+            let blocks = shared_blocks * rows.div_ceil(8) + down_blocks;
+            launch("experts_down_any", [blocks, 1, 1], 0, arguments)
         }
     }
 
