@@ -197,6 +197,8 @@ extern "C" __global__ void __launch_bounds__(128) repack(
     int units = columns / (32 * steps), lane = threadIdx.x % WARP;
     size_t i = (size_t)blockIdx.x * 4 + threadIdx.x / WARP;
     int tile = i / units, at = i % units;
+    // Weights without a file are made by a kernel right before this one.
+    wait_for_dependencies();
     if (16 * tile >= rows) return;
     TileRows from = {source + (size_t)tile * 16 * row_bytes, row_bytes, rows - 16 * tile};
     size_t unit = (size_t)(first_tile + tile) * units + at;

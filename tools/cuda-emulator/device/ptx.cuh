@@ -141,6 +141,6 @@ inline void sync_threads(u32 barrier, u32 threads) {
     while (rounds[barrier] == round) emulator_yield();
 }
 
-inline void wait_for_dependencies() {}
+inline void wait_for_dependencies() { emulator_thread->block->has_waited = true; }
 
 inline void launch_dependents() {}

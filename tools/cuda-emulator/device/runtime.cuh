@@ -16,6 +16,8 @@ struct Block {
     uint3 index;
     dim3 threads;
     dim3 blocks;
+    // Whether a thread has waited for the kernel before.
+    bool has_waited;
 };
 
 // The part of a thread that kernels read; the scheduler's thread extends it.

@@ -112,6 +112,7 @@ uint64_t launches_until_loss() {
 struct LaunchShape {
     uint3 blocks, threads;
     unsigned shared_bytes;
+    bool overlaps = false;
 };
 
 CUresult check_shape(const Function& function, const LaunchShape& shape) {
@@ -169,7 +170,7 @@ struct KernelCall {
         std::vector<void*> parameters;
         for (size_t offset : offsets) parameters.push_back(first + offset);
         Launch launch = {function->kernel->name, shape.blocks, shape.threads, shape.shared_bytes,
-                         parameters.data(), launches++};
+                         parameters.data(), launches++, shape.overlaps};
         if (context_is_lost()) return CUDA_ERROR_ILLEGAL_ADDRESS;
         return run_kernel(*function, launch);
     }
@@ -218,10 +219,23 @@ CUresult run_kernel(Function& function, const Launch& launch) {
 
 using namespace emulator;
 
-// The first members of CUlaunchConfig; attributes that follow change nothing here.
+// CUlaunchAttribute.
+struct LaunchAttribute {
+    unsigned id;
+    alignas(8) int value;
+    char more[60];
+};
+
+// CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: the launch may start before the kernel
+// before it has ended.
+constexpr unsigned overlap_attribute = 6;
+
+// CUlaunchConfig.
 struct LaunchConfig {
     unsigned blocks_x, blocks_y, blocks_z, threads_x, threads_y, threads_z, shared_bytes;
     void* stream;
+    const LaunchAttribute* attributes;
+    unsigned attribute_count;
 };
 
 EMULATOR_API cuLaunchKernel(void* function, unsigned blocks_x, unsigned blocks_y, unsigned blocks_z,
@@ -238,5 +252,9 @@ EMULATOR_API cuLaunchKernelEx(const LaunchConfig* config, void* function, void**
     LaunchShape shape = {{config->blocks_x, config->blocks_y, config->blocks_z},
                          {config->threads_x, config->threads_y, config->threads_z},
                          config->shared_bytes};
+    for (unsigned i = 0; i < config->attribute_count; ++i) {
+        const LaunchAttribute& attribute = config->attributes[i];
+        shape.overlaps |= attribute.id == overlap_attribute && attribute.value;
+    }
     return launch_kernel(function, shape, config->stream, parameters, extra);
 }

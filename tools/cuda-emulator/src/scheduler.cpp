@@ -87,6 +87,7 @@ void Machine::run_block(uint64_t index) {
     const uint3& grid = launch->blocks;
     block.index = {unsigned(index % grid.x), unsigned(index / grid.x % grid.y),
                    unsigned(index / grid.x / grid.y)};
+    block.has_waited = false;
     alive = launch->threads.x * launch->threads.y * launch->threads.z;
     arrived = predicates = 0;
     for (unsigned w = 0; w < warp_count; ++w) {
@@ -106,6 +107,7 @@ void Machine::run_block(uint64_t index) {
     resume(first_of(first, first.runnable), &main_stack_pointer);
     emulator_thread = nullptr;
     check_shared_fence();
+    if (launch->overlaps && !block.has_waited) fail("did not wait for the kernel before it");
 }
 
 void Machine::switch_away(Thread* from) {

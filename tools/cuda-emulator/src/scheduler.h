@@ -70,6 +70,8 @@ struct Launch {
     void* const* parameters;
     // Counts launches.
     uint64_t number;
+    // Whether it may start before the kernel before it has ended.
+    bool overlaps;
 };
 
 // Where one loaded copy of a program keeps what a block uses.
