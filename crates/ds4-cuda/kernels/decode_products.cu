@@ -83,7 +83,7 @@ __device__ inline void run_products(
         load_grid(grids, iq2_grid);
         __syncthreads();
     }
-    run_product<TYPES, 1>(
+    run_product<TYPES>(
         p, blockIdx.x - p.first_block, first, n, own_grid(grids), (float*)dynamic_shared);
     if (to_do.routing.logits && which == 0) {
         int own_blocks = count > 1 ? products.at[1].first_block : blocks;

@@ -13,11 +13,11 @@
 #define DOWN_TILES DECODE_WARPS
 
 // The expert's activation rows `first` … up to `end`, by number of pair: row pair / `share` of `x`.
-__device__ inline Rows<1> expert_rows(
+__device__ inline Rows expert_rows(
     const Groups& groups, const u16* x, int columns, int share, int first, int end
 ) {
     u32 pair = groups.pairs[min(first + (int)threadIdx.x % WARP / 4, end - 1)];
-    return {{x + (size_t)(pair / share) * columns + 8 * (threadIdx.x % 4)}, {nullptr}};
+    return {x + (size_t)(pair / share) * columns + 8 * (threadIdx.x % 4), nullptr};
 }
 
 // hidden[pair] = weight · SwiGLU(gate·x, up·x) for each expert's pairs.
@@ -42,14 +42,14 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_gate_up_any(
         int tile = expert * tiles + min(first_tile + warp / GATE_UP_SPLIT, tiles - 1);
         int start = groups.starts[expert], end = groups.starts[expert + 1];
         for (int first = start; first < end; first += 8) {
-            Rows<1> rows = expert_rows(groups, x, gate.columns, used, first, end);
+            Rows rows = expert_rows(groups, x, gate.columns, used, first, end);
             Sums<1> g_sums, u_sums;
             g_sums.clear();
             u_sums.clear();
-            multiply_tile_of<ANY_TYPE, 1>(
+            multiply_tile_of<ANY_TYPE>(
                 gate.type, g_sums, gate.weights, gate.columns, tile, part, GATE_UP_SPLIT, rows,
                 own_grid(grids), lane, false, [] {});
-            multiply_tile_of<ANY_TYPE, 1>(
+            multiply_tile_of<ANY_TYPE>(
                 up.type, u_sums, up.weights, up.columns, tile, part, GATE_UP_SPLIT, rows,
                 own_grid(grids), lane, false, [] {});
             gather_sums(g_sums, scratch, warp, lane);
@@ -60,8 +60,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_gate_up_any(
                 if (pair_at >= end || to >= tiles) continue;
                 u32 pair = groups.pairs[pair_at];
                 int from = local * GATE_UP_SPLIT * 128;
-                float g = total<1>(scratch + from, GATE_UP_SPLIT, i % 128);
-                float u = total<1>(scratch_up + from, GATE_UP_SPLIT, i % 128);
+                float g = total(scratch + from, GATE_UP_SPLIT, i % 128);
+                float u = total(scratch_up + from, GATE_UP_SPLIT, i % 128);
                 hidden[(size_t)pair * gate.rows + 16 * to + i % 16] =
                     float_to_half(pair_weights[pair] * swiglu(g, u, limit));
             }
@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
     int shared_blocks = product_blocks(shared), shared_items = shared_blocks * ((n + 7) / 8);
     if ((int)blockIdx.x < shared_items) {
         int first = blockIdx.x / shared_blocks * 8;
-        run_product<ANY_TYPE, 1>(
+        run_product<ANY_TYPE>(
             shared, blockIdx.x % shared_blocks, first, n, own_grid(grids), scratch);
         return;
     }
@@ -98,10 +98,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
         int tile = expert * tiles + min(first_tile + warp, tiles - 1);
         int start = groups.starts[expert], end = groups.starts[expert + 1];
         for (int first = start; first < end; first += 8) {
-            Rows<1> rows = expert_rows(groups, hidden, w.columns, 1, first, end);
+            Rows rows = expert_rows(groups, hidden, w.columns, 1, first, end);
             Sums<1> sums;
             sums.clear();
-            multiply_tile_of<ANY_TYPE, 1>(
+            multiply_tile_of<ANY_TYPE>(
                 w.type, sums, w.weights, w.columns, tile, 0, 1, rows, own_grid(grids), lane, false,
                 [] {});
             gather_sums(sums, scratch, warp, lane);
@@ -112,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
                 u32 pair = groups.pairs[pair_at];
                 size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
                 out[slot * w.rows + 16 * (first_tile + local) + i % 16] =
-                    total<1>(scratch + local * 128, 1, i % 128);
+                    total(scratch + local * 128, 1, i % 128);
             }
             __syncthreads();
         }

@@ -219,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
     int shared_blocks = product_blocks(shared_down), shared_items = shared_blocks * ((n + 7) / 8);
     for (int i = blockIdx.x; i < shared_items; i += gridDim.x) {
         int first = i / shared_blocks * 8;
-        run_product<TYPE_BIT(Q8_0), 1>(
+        run_product<TYPE_BIT(Q8_0)>(
             shared_down, i % shared_blocks, first, n, nullptr, (float*)dynamic_shared);
         __syncthreads();
     }
