@@ -56,6 +56,7 @@ const HEADERS: &[Program] = programs!(
     "formats.cuh",
     "products.cuh",
     "batch_products.cuh",
+    "mixing.cuh",
     "quantised.cuh",
     "expert_shares.cuh",
     "router.cuh"
