@@ -15,6 +15,8 @@
 #define STREAMS 4
 #define HC_MIX 24
 #define INDEX_DIM 128
+// Experts that there can be; mirrors `MOST_EXPERTS` in src/weights.rs.
+#define MOST_EXPERTS 512
 #define WARP 32
 #define FULL_WARP 0xffffffffu
 // The run-time compiler has no <math.h>.

@@ -20,26 +20,13 @@ struct ProductList {
 struct Preparation {
     // As soon as the first product is done, if it is the router's. Without `logits`: nothing.
     Routing routing;
-    // The pairs of each expert (see `Groups`).
-    u32* pairs;
-    u32* starts;
-    u32* active;
-    u32* active_count;
+    GroupLists groups;
     u32* arrivals;
     // Rows x + x_low as integers, in blocks after the products'. Without `parts`: nothing.
     Quantised quantised;
     const u16* x;
     const u16* x_low;
 };
-
-// One block: the choice of all rows, and the pairs of each expert.
-__device__ inline void route_rows(const Preparation& to_do, int n) {
-    const Routing& r = to_do.routing;
-    for (int row = threadIdx.x / WARP; row < n; row += DECODE_WARPS) route_row(r, row);
-    __syncthreads();
-    group_few<DECODE_WARPS>(r.ids, n * r.used, r.experts, to_do.pairs, to_do.starts, to_do.active,
-                            to_do.active_count);
-}
 
 // Rows `first` … below `end`: a unit for each warp of the blocks.
 __device__ inline void quantise_rows(const Preparation& to_do, int block, int first, int end) {
@@ -87,7 +74,9 @@ __device__ inline void run_products(
         p, blockIdx.x - p.first_block, first, n, own_grid(grids), (float*)dynamic_shared);
     if (to_do.routing.logits && which == 0) {
         int own_blocks = count > 1 ? products.at[1].first_block : blocks;
-        if (last_to_arrive(to_do.arrivals, own_blocks * gridDim.y)) route_rows(to_do, n);
+        if (last_to_arrive(to_do.arrivals, own_blocks * gridDim.y)) {
+            route_few<DECODE_WARPS>(to_do.routing, n, to_do.groups, (float*)dynamic_shared);
+        }
     }
 }
 
@@ -109,7 +98,9 @@ __device__ inline void run_batch(
     if (to_do.routing.logits && which == 0) {
         int own_blocks = count > 1 ? products.at[1].first_block : blocks;
         int launches = (n + 8 * TOKENS - 1) / (8 * TOKENS);
-        if (last_to_arrive(to_do.arrivals, own_blocks / p.split * launches)) route_rows(to_do, n);
+        if (last_to_arrive(to_do.arrivals, own_blocks / p.split * launches)) {
+            route_few<DECODE_WARPS>(to_do.routing, n, to_do.groups, (float*)dynamic_shared);
+        }
     }
 }
 

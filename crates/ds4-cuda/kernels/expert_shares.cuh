@@ -18,9 +18,6 @@ struct PairRange {
 
 // ---- Shares of the work --------------------------------------------------------------------------
 
-// Experts that there can be; mirrors `MOST_EXPERTS` in src/weights.rs.
-#define MOST_EXPERTS 512
-
 // What a tile takes with so many rows, of which two take little more than one.
 __device__ inline int tile_cost(int rows) { return rows / 2 * 5 + rows % 2 * 4; }
 

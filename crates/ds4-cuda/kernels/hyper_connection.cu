@@ -2,12 +2,14 @@
 //
 // Reading the streams finishes the sublayer before (its output is spread over them), makes the dot
 // products with the mixing weights, and from these the weights with which the streams collapse to
-// the next sublayer's normalised input. `read_by_slices` is for few rows: blocks share a row's
-// columns, and the last of them to arrive goes on alone. `read_by_rows` has a block for eight rows.
+// the next sublayer's normalised input. In decoding, blocks share a row's columns. `read_by_slices` is
+// for few rows: the last block to arrive goes on alone. `mix_slices` has several rows a block, so that
+// weights are read less often, and `collapse_rows` goes on. In prefill, `read_by_rows` has a block for
+// eight rows.
 
 #include "mixing.cuh"
 
-// ---- Few rows: blocks share a row ----------------------------------------------------------------
+// ---- Decoding: blocks share a row ----------------------------------------------------------------
 
 // A row's streams [4, hidden], the pending output's parts [slots, hidden] if there is one, and the
 // weights with which that is spread.
@@ -26,28 +28,32 @@ struct MixedRow {
 
 // Streams of a slice, on their way from threads that mix to warps that multiply.
 struct SliceStreams {
-    float old[STREAMS][SLICE], output[STREAMS][SLICE], mixed[STREAMS][SLICE];
+    float old[STREAMS][SLICE], output[STREAMS][SLICE];
+    // Read in pairs.
+    alignas(8) float mixed[STREAMS][SLICE];
 };
 
-// A thread's share of a slice: its column of its stream, and every fourth part of the output.
+// A thread's share of a slice: its column of its stream, and every fourth part of the output. Nothing
+// waits for what is loaded before it is used.
 struct SliceInputs {
-    float x, y;
+    float x, first, second, others;
 
     __device__ inline void load(const MixedRow& row, int slice, int hidden) {
-        int stream = threadIdx.x / SLICE, column = slice * SLICE + threadIdx.x % SLICE;
+        int stream = threadIdx.x / SLICE, next = stream + STREAMS;
         x = *row.own(slice, hidden);
-        y = 0.0f;
+        first = second = others = 0.0f;
         if (!row.y) return;
-        // The first two reads don't wait for each other.
-        const float* parts = row.y + column;
-        int next = stream + STREAMS;
-        float a = stream < row.slots ? parts[(size_t)stream * hidden] : 0.0f;
-        float b = next < row.slots ? parts[(size_t)next * hidden] : 0.0f;
-        a += b;
+        const float* parts = row.y + slice * SLICE + threadIdx.x % SLICE;
+        if (stream < row.slots) first = parts[(size_t)stream * hidden];
+        if (next < row.slots) second = parts[(size_t)next * hidden];
+        if (row.slots <= 2 * STREAMS) return;
 #pragma unroll 1
-        for (int s = next + STREAMS; s < row.slots; s += STREAMS) a += parts[(size_t)s * hidden];
-        y = a;
+        for (int s = next + STREAMS; s < row.slots; s += STREAMS) {
+            others += parts[(size_t)s * hidden];
+        }
     }
+
+    __device__ inline float output() const { return first + second + others; }
 };
 
 // The weights of the streams in a thread's stream, and of the output.
@@ -60,32 +66,17 @@ struct MixWeights {
 #pragma unroll
         for (int j = 0; j < STREAMS; ++j) comb[j] = row.comb[STREAMS * j + stream];
     }
-};
 
-// The streams of a slice become post·y + comb·streams, in memory and in `shared.mixed`. For the
-// first MIX_THREADS threads, one stream's column each, and the others for their barriers.
-__device__ inline void mix_slice(
-    const MixedRow& row, const SliceInputs& in, const MixWeights& w, int slice, int hidden,
-    SliceStreams& shared
-) {
-    int stream = threadIdx.x / SLICE, c = threadIdx.x % SLICE;
-    bool mixes = threadIdx.x < MIX_THREADS;
-    float x = in.x;
-    if (row.y && mixes) {
-        shared.old[stream][c] = x;
-        shared.output[stream][c] = in.y;
-    }
-    __syncthreads();
-    if (row.y && mixes) {
+    // The thread's column.
+    __device__ inline float mix(const SliceStreams& shared) const {
+        int c = threadIdx.x % SLICE;
         const float(&parts)[STREAMS][SLICE] = shared.output;
-        x = w.post * (parts[0][c] + parts[1][c] + parts[2][c] + parts[3][c]);
+        float x = post * (parts[0][c] + parts[1][c] + parts[2][c] + parts[3][c]);
 #pragma unroll
-        for (int j = 0; j < STREAMS; ++j) x += w.comb[j] * shared.old[j][c];
-        *row.own(slice, hidden) = x;
+        for (int j = 0; j < STREAMS; ++j) x += comb[j] * shared.old[j][c];
+        return x;
     }
-    if (mixes) shared.mixed[stream][c] = x;
-    __syncthreads();
-}
+};
 
 // A lane's weights of a slice: two columns of each stream, for the outputs of its warp.
 struct SliceWeights {
@@ -93,15 +84,32 @@ struct SliceWeights {
 
     __device__ inline void load(const MixFunction& function, int slice, int hidden) {
         int first = threadIdx.x / WARP * WARP_OUTPUTS, c = slice * SLICE + threadIdx.x % WARP * 2;
+        if (function.halves) {
+            // All on their way before the first is needed.
+            u32 halves[WARP_OUTPUTS][STREAMS];
+            load_pairs((const u16*)function.weights + c, function.outputs, first, hidden, halves);
+#pragma unroll
+            for (int i = 0; i < WARP_OUTPUTS; ++i) {
+#pragma unroll
+                for (int j = 0; j < STREAMS; ++j) at[i][j] = unpack_half2(halves[i][j]);
+            }
+        } else {
+            load_pairs((const float*)function.weights + c, function.outputs, first, hidden, at);
+        }
+    }
+
+    // Two columns of outputs from `first` on; zeros beyond the last.
+    template <class Number, class Pair>
+    __device__ static inline void load_pairs(
+        const Number* weights, int outputs, int first, int hidden,
+        Pair (&to)[WARP_OUTPUTS][STREAMS]
+    ) {
 #pragma unroll
         for (int i = 0; i < WARP_OUTPUTS; ++i) {
 #pragma unroll
             for (int j = 0; j < STREAMS; ++j) {
-                size_t from = (size_t)((first + i) * STREAMS + j) * hidden + c;
-                at[i][j] = first + i >= function.outputs ? make_float2(0.0f, 0.0f)
-                           : function.halves
-                               ? unpack_half2(*(const u32*)((const u16*)function.weights + from))
-                               : *(const float2*)((const float*)function.weights + from);
+                const Number* from = weights + (size_t)((first + i) * STREAMS + j) * hidden;
+                to[i][j] = first + i < outputs ? *(const Pair*)from : Pair{};
             }
         }
     }
@@ -140,6 +148,62 @@ __device__ inline void multiply_slice(
     }
 }
 
+// What blocks that share rows need of one.
+struct SlicedRow {
+    MixedRow mixed;
+    // Of its slices [slices, 32].
+    float* sums;
+};
+
+// Mixes a block's slices of ROWS rows and multiplies them: slice blockIdx.x, whose weights are loaded,
+// and every gridDim.x-th after it. The streams become post·y + comb·streams. Of the rows `count` are
+// real. The first MIX_THREADS threads have one stream's column each; there may be others.
+template <int ROWS>
+__device__ inline void mix_and_multiply(
+    const SlicedRow (&rows)[ROWS], int count, const MixFunction& function, SliceWeights& weights,
+    int hidden, SliceStreams (&shared)[ROWS]
+) {
+    int slices = hidden / SLICE, stream = threadIdx.x / SLICE, c = threadIdx.x % SLICE;
+    bool mixes = threadIdx.x < MIX_THREADS, pending = rows[0].mixed.y;
+    SliceInputs inputs[ROWS];
+    MixWeights mix_weights[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+        if (mixes) inputs[r].load(rows[r].mixed, blockIdx.x, hidden);
+        if (mixes && pending) mix_weights[r].load(rows[r].mixed);
+    }
+    for (int slice = blockIdx.x; slice < slices; slice += gridDim.x) {
+        // What the next slice needs is on its way during this one.
+        int next = slice + gridDim.x;
+        float x[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            x[r] = inputs[r].x;
+            if (pending && mixes) {
+                shared[r].old[stream][c] = x[r];
+                shared[r].output[stream][c] = inputs[r].output();
+            }
+            if (next < slices && mixes) inputs[r].load(rows[r].mixed, next, hidden);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            if (pending && mixes) {
+                x[r] = mix_weights[r].mix(shared[r]);
+                if (r < count) *rows[r].mixed.own(slice, hidden) = x[r];
+            }
+            if (mixes) shared[r].mixed[stream][c] = x[r];
+        }
+        __syncthreads();
+        if (!mixes) continue;
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            if (r < count) multiply_slice(weights, shared[r], rows[r].sums + slice * SUMS);
+        }
+        if (next < slices) weights.load(function, next, hidden);
+    }
+}
+
 // Slices whose sums a warp reads at once.
 #define SLICES_AHEAD 8
 
@@ -167,71 +231,116 @@ struct SliceSums {
     }
 };
 
-// Finishes the sublayer before, and reads the streams [n, 4, hidden] for the next one to `x` and
-// `x_low` [n, hidden]; `post` and `comb` become those for when that is done (the head's function has
-// only the first four outputs, and needs none). `rows`, if given, are the rows of the streams;
-// results are dense.
-//
-// Grid: (blocks that share the slices of a row, rows). `sums` has room for [n, slices, 32],
-// `arrivals` for a counter of each row, zero before and after; shared memory: a row.
-extern "C" __global__ void __launch_bounds__(MIX_THREADS + WARP, 2) read_by_slices(
-    float* streams, const float* y, int slots, float* post, float* comb, MixFunction function,
-    MixConstants k, const float* norm, float* sums, u32* arrivals, u16* x, u16* x_low, int hidden,
-    const u32* rows
-) {
-    __shared__ SliceStreams shared;
-    __shared__ float warp_dots[MIX_WARPS][WARP], scratch[MIX_WARPS];
-    int to = blockIdx.y, slices = hidden / SLICE;
-    bool mixes = threadIdx.x < MIX_THREADS;
-    launch_dependents();
-    LaneOutput output(k, function.outputs);
-    SliceWeights weights;
-    if (mixes) weights.load(function, blockIdx.x, hidden);
-    wait_for_dependencies();
-    int row = rows ? rows[to] : to;
-    float* own = streams + (size_t)row * STREAMS * hidden;
-    float *own_post = post + row * STREAMS, *own_comb = comb + row * STREAMS * STREAMS;
-    MixedRow mixed = {own, y ? y + (size_t)row * slots * hidden : nullptr, slots, own_post, own_comb};
-    float* own_sums = sums + (size_t)to * slices * SUMS;
-    SliceInputs inputs;
-    MixWeights mix_weights;
-    if (mixes) inputs.load(mixed, blockIdx.x, hidden);
-    if (mixes && mixed.y) mix_weights.load(mixed);
-    for (int slice = blockIdx.x; slice < slices; slice += gridDim.x) {
-        // What the next slice needs is on its way during this one.
-        int next = slice + gridDim.x;
-        SliceInputs own_inputs = inputs;
-        if (next < slices && mixes) inputs.load(mixed, next, hidden);
-        mix_slice(mixed, own_inputs, mix_weights, slice, hidden, shared);
-        if (!mixes) continue;
-        multiply_slice(weights, shared, own_sums + slice * SUMS);
-        if (next < slices) weights.load(function, next, hidden);
-    }
-    if (!last_to_arrive(arrivals + to, gridDim.x)) return;
+// What the kernels of this part work with. Mirrors `SliceReader` in src/stages/hyper_connection.rs.
+struct SliceReader {
+    // [n, 4, hidden], and the pending output's parts [n, slots, hidden] if there is one.
+    float* streams;
+    const float* y;
+    // Weights with which that is spread; they become those for when the next sublayer is done (the
+    // head's function has only the first four outputs, and needs none).
+    float* post;
+    float* comb;
+    MixFunction function;
+    MixConstants constants;
+    const float* norm;
+    // Room for [n, slices, 32].
+    float* sums;
+    // Results [n, hidden], halves and what they leave over.
+    u16* x;
+    u16* x_low;
+    // If given, the rows of the streams; results are dense.
+    const u32* rows;
+    int slots;
+    int hidden;
 
+    __device__ inline int row(int to) const { return rows ? rows[to] : to; }
+
+    __device__ inline SlicedRow sliced(int to) const {
+        size_t own = row(to);
+        MixedRow mixed = {streams + own * STREAMS * hidden, y ? y + own * slots * hidden : nullptr,
+                          slots, post + own * STREAMS, comb + own * STREAMS * STREAMS};
+        return {mixed, sums + (size_t)to * (hidden / SLICE) * SUMS};
+    }
+};
+
+// From the sums of a row's slices to what is read of it, and to the weights for when that is done: by
+// MIX_THREADS threads and a warp. Shared memory: a row.
+__device__ inline void collapse_row(const SliceReader& r, const LaneOutput& output, int to) {
+    __shared__ float warp_dots[MIX_WARPS][WARP], scratch[MIX_WARPS];
+    int slices = r.hidden / SLICE, lane = threadIdx.x % WARP, row = r.row(to);
+    bool mixes = threadIdx.x < MIX_THREADS;
+    const float* streams = r.streams + (size_t)row * STREAMS * r.hidden;
+    const float* sums = r.sums + (size_t)to * slices * SUMS;
     // All that the block waits for is on its way at once.
     SliceSums slice_sums;
     Pieces pieces;
-    int lane = threadIdx.x % WARP;
     if (mixes) {
-        slice_sums.load(own_sums, slices);
-        pieces.load(own, 0, hidden);
-        warp_dots[threadIdx.x / WARP][lane] = slice_sums.total(own_sums, slices);
+        slice_sums.load(sums, slices);
+        pieces.load(streams, 0, r.hidden);
+        warp_dots[threadIdx.x / WARP][lane] = slice_sums.total(sums, slices);
     }
     __syncthreads();
     float dot = 0.0f;
 #pragma unroll
     for (int w = 0; w < MIX_WARPS; ++w) dot += warp_dots[w][lane];
-    float logit = output.logit(dot, hidden, k);
+    const MixConstants& k = r.constants;
+    float logit = output.logit(dot, r.hidden, k);
     if (mixes) {
         float pre[STREAMS];
         input_weights(logit, k, pre);
-        size_t at = (size_t)to * hidden;
-        collapse(pieces, own, pre, norm, k.rms_epsilon, (float*)dynamic_shared, scratch,
-                 {x + at, x_low + at}, hidden);
-    } else if (function.outputs == HC_MIX) {
-        output_weights(logit, k, own_post, own_comb);
+        size_t at = (size_t)to * r.hidden;
+        collapse(pieces, streams, pre, r.norm, k.rms_epsilon, (float*)dynamic_shared, scratch,
+                 {r.x + at, r.x_low + at}, r.hidden);
+    } else if (r.function.outputs == HC_MIX) {
+        output_weights(logit, k, r.post + row * STREAMS, r.comb + row * STREAMS * STREAMS);
     }
+}
+
+// Finishes the sublayer before, and reads the streams for the next one. Grid: (blocks that share the
+// slices of a row, rows); `arrivals` is a counter of each row, zero before and after.
+extern "C" __global__ void __launch_bounds__(MIX_THREADS + WARP, 2) read_by_slices(
+    __grid_constant__ const SliceReader r, u32* arrivals
+) {
+    __shared__ SliceStreams shared[1];
+    launch_dependents();
+    LaneOutput output(r.constants, r.function.outputs);
+    SliceWeights weights;
+    if (threadIdx.x < MIX_THREADS) weights.load(r.function, blockIdx.x, r.hidden);
+    wait_for_dependencies();
+    int to = blockIdx.y;
+    mix_and_multiply<1>({r.sliced(to)}, 1, r.function, weights, r.hidden, shared);
+    if (last_to_arrive(arrivals + to, gridDim.x)) collapse_row(r, output, to);
+}
+
+// Rows of a block of `mix_slices`.
+#define SLICE_ROWS 4
+
+// The first part of the same, for SLICE_ROWS of `n` rows a block. Grid: (blocks that share the slices
+// of these rows, rows / SLICE_ROWS).
+extern "C" __global__ void __launch_bounds__(MIX_THREADS, 2) mix_slices(
+    __grid_constant__ const SliceReader r, int n
+) {
+    __shared__ SliceStreams shared[SLICE_ROWS];
+    launch_dependents();
+    SliceWeights weights;
+    weights.load(r.function, blockIdx.x, r.hidden);
+    wait_for_dependencies();
+    int first = blockIdx.y * SLICE_ROWS;
+    SlicedRow rows[SLICE_ROWS];
+    // The last one may be there several times.
+#pragma unroll
+    for (int i = 0; i < SLICE_ROWS; ++i) rows[i] = r.sliced(min(first + i, n - 1));
+    mix_and_multiply<SLICE_ROWS>(rows, n - first, r.function, weights, r.hidden, shared);
+}
+
+// The second part, a row a block.
+extern "C" __global__ void __launch_bounds__(MIX_THREADS + WARP) collapse_rows(
+    __grid_constant__ const SliceReader r
+) {
+    launch_dependents();
+    LaneOutput output(r.constants, r.function.outputs);
+    wait_for_dependencies();
+    collapse_row(r, output, blockIdx.x);
 }
 
 // ---- Many rows: a block does all of eight --------------------------------------------------------
@@ -359,7 +468,7 @@ __device__ inline void mix_columns(
     dots[2 * t + 1][g + 16] = high_sums[1];
 }
 
-// What `read_by_slices` does, with all 24 outputs, for rows `first_row` to `end_row`: a block has
+// What is read by slices in decoding, with all 24 outputs, for rows `first_row` to `end_row`: a block has
 // eight of them from end to end. A row's results do not depend on the rows beside it.
 extern "C" __global__ void __launch_bounds__(MIX_THREADS, 2) read_by_rows(
     float* streams, const float* y, int slots, float* post, float* comb, MixFunction function,

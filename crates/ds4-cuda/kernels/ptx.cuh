@@ -94,6 +94,13 @@ __device__ inline float fast_reciprocal(float x) {
     return y;
 }
 
+// The square root, to one unit in the last place; 0 of subnormal numbers.
+__device__ inline float fast_sqrt(float x) {
+    float y;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // d = A·B.
 __device__ inline void mma_from_zero(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "

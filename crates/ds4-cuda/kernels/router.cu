@@ -2,14 +2,18 @@
 
 #include "router.cuh"
 
-// One warp per row.
-extern "C" __global__ void __launch_bounds__(256) route(
+// Warps of a block that routes.
+#define ROUTE_WARPS 8
+
+extern "C" __global__ void __launch_bounds__(ROUTE_WARPS * WARP) route(
     __grid_constant__ const Routing routing, int first_row, int end_row
 ) {
+    __shared__ float scores[ROUTE_WARPS][MOST_EXPERTS];
     launch_dependents();
     wait_for_dependencies();
-    int row = first_row + blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-    if (row < end_row) route_row(routing, row);
+    int warp = threadIdx.x / WARP, row = first_row + blockIdx.x * ROUTE_WARPS + warp;
+    // One row a warp.
+    route_rows(routing, row, end_row, end_row, scores[warp], [](int, u32) {});
 }
 
 // Threads of a block that groups pairs, one for each expert.

@@ -33,7 +33,8 @@ macro_rules! programs {
 /// All kernels.
 pub const PROGRAMS: &[Program] = programs!(
     "argmax.cu",
-    "attention.cu",
+    "attention_decode.cu",
+    "attention_prefill.cu",
     "compressor.cu",
     "decode_products.cu",
     "dummy.cu",
@@ -53,6 +54,7 @@ const HEADERS: &[Program] = programs!(
     "ptx.cuh",
     "common.cuh",
     "rows.cuh",
+    "attention.cuh",
     "formats.cuh",
     "products.cuh",
     "batch_products.cuh",

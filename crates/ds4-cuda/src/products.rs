@@ -287,7 +287,7 @@ impl Products {
     /// Up to eight rows a block.
     fn decode_few(&self, context: &Context<'_>, rows: usize, to_do: &Preparation) -> StageResult {
         let kernel = if self.dense { "decode_products_8" } else { "decode_products_any" };
-        let shared = DECODE_SHARED * (1 + usize::from(self.pairs));
+        let shared = (DECODE_SHARED * (1 + usize::from(self.pairs))).max(to_do.shared_bytes());
         for launch in &self.few {
             context.device.launch(
                 kernel,
@@ -315,6 +315,7 @@ impl Products {
             _ => ("decode_products_64", MOST_EIGHTS),
         };
         let shared = BATCH_SHARED * eights * (1 + usize::from(self.exact));
+        let shared = shared.max(to_do.shared_bytes());
         for launch in &self.batch {
             for first in (0..rows).step_by(8 * eights) {
                 let some = (rows - first).min(8 * eights);

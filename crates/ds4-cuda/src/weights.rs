@@ -59,7 +59,7 @@ pub enum WeightType {
 }
 
 /// Experts that the routing kernels take.
-const MOST_EXPERTS: usize = 512;
+pub const MOST_EXPERTS: usize = 512;
 
 /// Number of `BF16_SOURCE` in kernels/repack.cu.
 const BF16_SOURCE: i32 = 7;

@@ -100,6 +100,7 @@ inline u32 dot_bytes(u32 a, u32 b, u32 c) {
 inline u32 select_bytes(u32 low, u32 high, u32 selector) { return __byte_perm(low, high, selector); }
 
 inline float fast_reciprocal(float x) { return 1.0f / x; }
+inline float fast_sqrt(float x) { return sqrtf(x); }
 
 inline void load_matrix4(u32 (&r)[4], const void* row) { emulator_load_matrix4(r, row, false); }
 

@@ -1,4 +1,5 @@
-//! Launches of the kernels in kernels/key_value.cu and kernels/attention.cu.
+//! Launches of the kernels in kernels/key_value.cu, kernels/attention_decode.cu and
+//! kernels/attention_prefill.cu.
 
 use std::ops::Range;
 
@@ -9,9 +10,12 @@ use crate::arguments::args;
 use crate::device::{Buffer, Device, Pointer};
 use crate::step::StepPointers;
 
-/// Splits of a query's rows in decoding, at most; mirrors MAX_SPLITS in kernels/attention.cu.
+/// Splits of a query's rows in decoding, at most; mirrors MAX_SPLITS in
+/// kernels/attention_decode.cu.
 pub const MAX_SPLITS: usize = 20;
 
+/// Rows from which on a block of decoding has 64 heads instead of 16.
+const MANY_ROWS: usize = 12;
 /// Threads of the attention kernels.
 const THREADS: usize = 256;
 /// Rows of a chunk in decoding, and where shared memory is small.
@@ -104,7 +108,8 @@ pub fn rotations(
 /// Attention of rows in short spans (at most [`MAX_REWIND`](ds4_engine::MAX_REWIND) rows each),
 /// split over a query's rows; stores the rows in their windows.
 ///
-/// How a query's rows are split depends on the query alone.
+/// How a query's rows are split depends on the query alone; how many blocks share its splits
+/// changes no result.
 pub fn attend_decode(
     layer: &AttentionLayer<'_>,
     rows: Range<usize>,
@@ -112,11 +117,16 @@ pub fn attend_decode(
     partials: &Partials<'_>,
 ) -> StageResult {
     debug_assert!(partial_len(rows.len(), a.heads) <= partials.sums.len());
+    let (kernel, tiles, blocks) =
+        decode_kernel(a.heads, rows.len(), layer.device.shared_per_block());
+    let groups = a.heads.div_ceil(16 * tiles);
+    let busy = blocks * layer.device.multiprocessors();
+    let sharing = (busy / (groups * rows.len()).max(1)).clamp(1, MAX_SPLITS);
     layer.device.launch(
-        "attend_splits",
-        [MAX_SPLITS + 1, a.heads.div_ceil(16), rows.len()],
+        kernel,
+        [sharing + 1, groups, rows.len()],
         THREADS,
-        shared_bytes(1, SHORT_CHUNK),
+        shared_bytes(tiles, SHORT_CHUNK),
         args![
             layer.step,
             rows.start,
@@ -237,11 +247,21 @@ fn prefill_kernel(heads: usize, shared: usize) -> (&'static str, usize, usize) {
     }
 }
 
-/// Shared memory of a block; mirrors `Shared` in kernels/attention.cu.
+/// Kernel, tiles of 16 heads, and blocks that a multiprocessor holds at a time (see its launch bounds),
+/// for so many heads, decoded rows and bytes of shared memory.
+fn decode_kernel(heads: usize, rows: usize, shared: usize) -> (&'static str, usize, usize) {
+    if heads > 16 && rows >= MANY_ROWS && shared_bytes(4, SHORT_CHUNK) <= shared {
+        ("attend_splits_64", 4, 1)
+    } else {
+        ("attend_splits_16", 1, 2)
+    }
+}
+
+/// Shared memory of a block; mirrors `Shared` in kernels/attention.cuh.
 fn shared_bytes(tiles: usize, chunk: usize) -> usize {
     let heads = 16 * tiles;
-    let head_tiles = if tiles == 1 { 1 } else { 2 };
-    let parts = 8 / (tiles / head_tiles * (chunk / 32));
+    let (head_tiles, score_rows) = if tiles == 1 { (1, 16) } else { (2, 32) };
+    let parts = 8 / (tiles / head_tiles * (chunk / score_rows));
     let halves = (heads + chunk) * (HEAD_DIM + 8) + heads * (chunk + 8);
     let floats = parts * heads * (chunk + 4) + 3 * heads;
     2 * halves + 4 * floats + chunk * PACKED_ROW

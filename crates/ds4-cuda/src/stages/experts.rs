@@ -11,7 +11,7 @@ use crate::{
     device::{Buffer, Device, Pointer},
     products::{DECODE_WARPS, Products},
     step::StepPointers,
-    weights::{DeviceMatrix, Experts, Planes, TILE, WeightType},
+    weights::{DeviceMatrix, Experts, MOST_EXPERTS, Planes, TILE, WeightType},
 };
 
 #[cfg(test)]
@@ -19,8 +19,9 @@ mod tests;
 
 /// Pairs of a tile when many rows are computed.
 const TILE_PAIRS: usize = 64;
-/// Pairs of rows and experts that are grouped right after the router's product; mirrors
-/// `MOST_FEW_PAIRS` in kernels/router.cuh.
+/// Rows, and pairs of rows and experts, that are routed right after the router's product; mirrors
+/// `MOST_FEW_ROWS` and `MOST_FEW_PAIRS` in kernels/router.cuh.
+const MOST_FEW_ROWS: usize = 64;
 const MOST_FEW_PAIRS: usize = 1024;
 /// Threads of a block that groups pairs by expert, one for each; and blocks that share the work.
 const GROUP_THREADS: usize = 512;
@@ -122,6 +123,12 @@ impl Preparation {
     /// Blocks that make integers of `rows` rows, one warp for each unit.
     pub fn blocks(&self, rows: usize) -> usize {
         (rows * self.quantised.units as usize).div_ceil(DECODE_WARPS)
+    }
+
+    /// Bytes of shared memory that routing needs: scores of each warp's row.
+    pub fn shared_bytes(&self) -> usize {
+        let routes = self.routing.logits != Pointer::NULL;
+        if routes { DECODE_WARPS * MOST_EXPERTS * size_of::<f32>() } else { 0 }
     }
 }
 
@@ -237,7 +244,8 @@ impl ExpertStage<'_> {
     }
 
     fn are_few(&self) -> bool {
-        self.decode_rows * self.config.experts_used <= MOST_FEW_PAIRS
+        let rows = self.decode_rows;
+        rows <= MOST_FEW_ROWS && rows * self.config.experts_used <= MOST_FEW_PAIRS
     }
 
     /// Turns router products into experts and their weights, and sorts rows by expert: for the rows

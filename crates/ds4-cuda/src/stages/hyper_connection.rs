@@ -20,8 +20,11 @@ const SLICE: usize = 64;
 const SUMS: usize = 32;
 /// Threads that mix and collapse; where blocks share a row they have a warp more.
 const THREADS: usize = STREAMS * SLICE;
-/// Blocks among which the slices of all rows are shared.
+/// Blocks among which the slices of all rows are shared, most rows whose blocks have one of them, and
+/// rows of a block where there are more.
 const SLICE_BLOCKS: usize = 256;
+const FEW_ROWS: usize = 8;
+const SLICE_ROWS: usize = 4;
 /// Rows of a block that does everything for its rows.
 const BLOCK_ROWS: usize = 8;
 
@@ -49,6 +52,25 @@ struct MixConstants {
 /// Dot products kept for one row.
 pub fn sums_len(hidden: usize) -> usize {
     hidden / SLICE * SUMS
+}
+
+/// Mirrors `SliceReader` in kernels/hyper_connection.cu.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct SliceReader {
+    streams: Pointer,
+    y: Pointer,
+    post: Pointer,
+    comb: Pointer,
+    function: MixFunction,
+    constants: MixConstants,
+    norm: Pointer,
+    sums: Pointer,
+    x: Pointer,
+    x_low: Pointer,
+    rows: Pointer,
+    slots: i32,
+    hidden: i32,
 }
 
 /// The sublayer before, whose output is not in the streams yet.
@@ -158,29 +180,33 @@ impl<'a> Mixing<'a> {
         wanted: Pointer,
     ) -> StageResult {
         debug_assert!(rows <= self.arrivals.len());
-        let slices = self.hidden / SLICE;
-        device.launch(
-            "read_by_slices",
-            [(SLICE_BLOCKS / rows.max(1)).clamp(1, slices), rows, 1],
-            THREADS + 32,
-            self.hidden * size_of::<f32>(),
-            args![
-                self.streams.pointer(),
-                self.y,
-                self.slots,
-                self.post.pointer(),
-                self.comb.pointer(),
-                Arg::value(self.function),
-                Arg::value(self.constants),
-                self.norm,
-                self.sums.pointer(),
-                self.arrivals.pointer(),
-                to.0.pointer(),
-                to.1.pointer(),
-                self.hidden,
-                wanted
-            ],
-        )
+        let reader = SliceReader {
+            streams: self.streams.pointer(),
+            y: self.y,
+            post: self.post.pointer(),
+            comb: self.comb.pointer(),
+            function: self.function,
+            constants: self.constants,
+            norm: self.norm,
+            sums: self.sums.pointer(),
+            x: to.0.pointer(),
+            x_low: to.1.pointer(),
+            rows: wanted,
+            slots: self.slots as i32,
+            hidden: self.hidden as i32,
+        };
+        let (slices, row) = (self.hidden / SLICE, self.hidden * size_of::<f32>());
+        let sharing = |groups: usize| (SLICE_BLOCKS / groups.max(1)).clamp(1, slices);
+        if rows <= FEW_ROWS {
+            let arguments = args![Arg::value(reader), self.arrivals.pointer()];
+            let grid = [sharing(rows), rows, 1];
+            return device.launch("read_by_slices", grid, THREADS + 32, row, arguments);
+        }
+        let groups = rows.div_ceil(SLICE_ROWS);
+        let grid = [sharing(groups), groups, 1];
+        device.launch("mix_slices", grid, THREADS, 0, args![Arg::value(reader), rows])?;
+        let grid = [rows, 1, 1];
+        device.launch("collapse_rows", grid, THREADS + 32, row, args![Arg::value(reader)])
     }
 
     /// Any rows; not for the head.

@@ -220,6 +220,19 @@ impl Harness {
         self.device.download(&selected, 0..selected.len()).expect("selected rows")
     }
 
+    /// Attention of the last step's decoded rows again, so many at once.
+    pub fn attend_again(&self, at_once: usize) -> Vec<u16> {
+        let work = self.last.as_ref().expect("a step");
+        let out = self.device.alloc_zeroed(work.out.len()).expect("memory");
+        let (layer, attend) = (self.layer(work), self.attend(work, &out));
+        let partials = Partials { sums: &work.partial_sums, totals: &work.partial_totals };
+        for first in (0..work.decode_rows).step_by(at_once) {
+            let rows = first..work.decode_rows.min(first + at_once);
+            attention::attend_decode(&layer, rows, &attend, &partials).expect("launches");
+        }
+        self.device.download(&out, 0..out.len()).expect("attention")
+    }
+
     /// Queries so far whose last chosen row had as good a score as one that was not chosen.
     pub fn ties(&self) -> usize {
         self.ties
@@ -397,20 +410,24 @@ impl Harness {
         if self.shape.kind == LayerKind::Csa {
             self.select(work, work.key_scores.each_ref(), &work.selected);
         }
-        let attend = Attend {
+        let attend = self.attend(work, &work.out);
+        let partials = Partials { sums: &work.partial_sums, totals: &work.partial_totals };
+        attention::attend_decode(&layer, 0..decode_rows, &attend, &partials)
+            .and_then(|()| attention::attend_prefill(&layer, decode_rows..n, &attend))
+            .and_then(|()| attention::store_window(&layer, decode_rows..n, &work.kv_rows))
+            .expect("launches");
+    }
+
+    fn attend<'a>(&self, work: &'a Work, out: &'a Buffer<u16>) -> Attend<'a> {
+        Attend {
             heads: self.shape.heads,
             queries: &work.queries,
             kv_rows: &work.kv_rows,
             selected: &work.selected,
             top_k: self.shape.top_k,
             sinks: self.weights.sinks.device.pointer(),
-            out: &work.out,
-        };
-        let partials = Partials { sums: &work.partial_sums, totals: &work.partial_totals };
-        attention::attend_decode(&layer, 0..decode_rows, &attend, &partials)
-            .and_then(|()| attention::attend_prefill(&layer, decode_rows..n, &attend))
-            .and_then(|()| attention::store_window(&layer, decode_rows..n, &work.kv_rows))
-            .expect("launches");
+            out,
+        }
     }
 
     fn layer(&self, work: &Work) -> AttentionLayer<'_> {

@@ -127,6 +127,28 @@ fn heads_of_the_full_model() {
         h.fill(&mut sessions[1], 1206);
         h.step(&mut sessions, &[(0, 2), (1, 8)]);
         h.step(&mut sessions, &[(1, 1), (0, 8)]);
+        h.step(&mut sessions, &[(0, 7), (1, 7)]);
+    }
+}
+
+/// Many rows have a kernel of their own, and blocks that share a query's rows differently.
+#[test]
+fn attention_has_the_same_bits_however_many_rows_there_are() {
+    let Some(device) = device() else { return };
+    for rounding in ROUNDINGS {
+        // Few groups of heads and many, and a last one that is not full.
+        for heads in [20, 84] {
+            let shape = Shape { heads, top_k: 200, ..small(LayerKind::Csa, rounding) };
+            let mut h = Harness::new(&device, Shape { keys: 512, ..shape }, 13);
+            let mut sessions = [h.session(), h.session(), h.session()];
+            h.fill(&mut sessions[0], 1150);
+            h.fill(&mut sessions[1], 603);
+            h.step(&mut sessions, &[(0, 7), (1, 7), (2, 3)]);
+            let all = h.attend_again(17);
+            for at_once in [1, 5, 12] {
+                assert!(h.attend_again(at_once) == all, "{rounding:?}, {at_once} of {heads} heads");
+            }
+        }
     }
 }
 

@@ -1,19 +1,16 @@
-// Attention over the sliding window and the compressed rows, on tensor cores.
+// Attention over the sliding window and the compressed rows, on tensor cores, for the files that build
+// kernels from it.
 //
 // A row is both key and value: it is decoded once to halves in shared memory and feeds both
-// products. Softmax runs online over chunks of rows. A block works on one query: with TILES = 4 on
-// 64 of its heads and all its rows (prefill), with TILES = 1 on 16 heads, and in decoding on one of
-// several splits of the rows, which `merge_attention` joins.
+// products. Softmax runs online over chunks of rows. A block works on one query, for TILES tiles of 16
+// heads.
+#pragma once
 
 #include "rows.cuh"
 
 #define ATTEND_THREADS 256
 #define ATTEND_WARPS (ATTEND_THREADS / WARP)
 #define TILE_HEADS 16
-// Splits of a query's rows in decoding, at most; mirrors MAX_SPLITS in src/stages/attention.rs.
-// The 640 rows of a CSA layer then make one chunk each: a second one took as long as the first.
-#define MAX_SPLITS 20
-#define SPLIT_CHUNK 32
 // Columns of the result that a warp sums.
 #define WARP_COLUMNS (HEAD_DIM / ATTEND_WARPS)
 // Halves between rows of a shared tile: 16 bytes more than the row, so that the eight rows of a
@@ -89,20 +86,14 @@ __device__ inline VisibleRows visible_rows(const Attention& a, const Step& step,
     return rows;
 }
 
-// Rows of one split in decoding. It follows from the query's own rows alone, whatever else is in
-// the step, and is whole chunks.
-__device__ inline u32 rows_per_split(u32 total) {
-    u32 share = (total + MAX_SPLITS - 1) / MAX_SPLITS;
-    return (share + SPLIT_CHUNK - 1) / SPLIT_CHUNK * SPLIT_CHUNK;
-}
-
 // Shared memory of a block: `bytes` in all, as src/stages/attention.rs computes it.
 template <int TILES, int CHUNK>
 struct Shared {
     static constexpr int HEADS = TILES * TILE_HEADS;
-    // Warps that share the same scores, each with a part of the 512 elements to sum.
-    static constexpr int HEAD_TILES = TILES == 1 ? 1 : 2;
-    static constexpr int PARTS = ATTEND_WARPS / ((TILES / HEAD_TILES) * (CHUNK / 32));
+    // Tiles of heads and rows that a warp makes scores of, and how many warps share the same scores,
+    // each with a part of the 512 elements to sum. Parts are the same for all TILES, and so are bits.
+    static constexpr int HEAD_TILES = TILES == 1 ? 1 : 2, SCORE_ROWS = TILES == 1 ? 16 : 32;
+    static constexpr int PARTS = ATTEND_WARPS / ((TILES / HEAD_TILES) * (CHUNK / SCORE_ROWS));
     static constexpr int SCORE_STRIDE = CHUNK + 4;
     static constexpr int WEIGHT_STRIDE = CHUNK + 8;
 
@@ -186,13 +177,20 @@ __device__ inline void load_queries(const S& shared, const Attention& a, u32 row
     }
 }
 
-// Addresses of the rows of a chunk: lane i of a warp has that of the warp's row i, which is row
-// warp + i · ATTEND_WARPS of the chunk. Beyond `end` it is the last row's.
+// Some of the rows that a query sees.
+struct RowRange {
+    u32 begin, end;
+
+    __device__ inline bool is_empty() const { return begin >= end; }
+};
+
+// Addresses of the rows of a chunk, the first of a range: lane i of a warp has that of the warp's
+// row i, which is row warp + i · ATTEND_WARPS of the chunk. Beyond the range it is the last row's.
 template <int CHUNK>
-__device__ inline const u8* row_address(const VisibleRows& rows, u32 begin, u32 end) {
+__device__ inline const u8* row_address(const VisibleRows& rows, const RowRange& range) {
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    u32 i = begin + warp + lane % (CHUNK / ATTEND_WARPS) * ATTEND_WARPS;
-    return rows[min(i, end - 1)];
+    u32 i = range.begin + warp + lane % (CHUNK / ATTEND_WARPS) * ATTEND_WARPS;
+    return rows[min(i, range.end - 1)];
 }
 
 // Brings the rows of a chunk nearer, a row's 128 bytes a lane, but for those whose numbers may not be
@@ -262,29 +260,30 @@ __device__ inline void decode_rows(const S& shared, const VisibleRows& rows, u32
     }
 }
 
-// Partial scores of the chunk: each warp multiplies HEAD_TILES tiles of heads with 32 rows over
-// its part of the elements.
+// Partial scores of the chunk: each warp multiplies HEAD_TILES tiles of heads with SCORE_ROWS rows
+// over its part of the elements.
 template <int TILES, int CHUNK, class S>
 __device__ inline void multiply_keys(const S& shared) {
-    const int M = S::HEAD_TILES, PART = HEAD_DIM / S::PARTS;
+    const int M = S::HEAD_TILES, N = S::SCORE_ROWS / 16, PART = HEAD_DIM / S::PARTS;
+    const int ROW_GROUPS = CHUNK / S::SCORE_ROWS;
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     u32 head = warp % (TILES / M) * M * TILE_HEADS, rest = warp / (TILES / M);
-    u32 first_row = rest % (CHUNK / 32) * 32, part = rest / (CHUNK / 32);
+    u32 first_row = rest % ROW_GROUPS * S::SCORE_ROWS, part = rest / ROW_GROUPS;
     const u16* q = shared.queries + (head + lane % 16) * ROW_STRIDE + part * PART + lane / 16 * 8;
     const u16* k = shared.rows + (first_row + lane % 8 + lane / 16 * 8) * ROW_STRIDE + part * PART +
                    lane / 8 % 2 * 8;
-    float d[M][4][4] = {};
+    float d[M][2 * N][4] = {};
 #pragma unroll 4
     for (int e = 0; e < PART; e += 16) {
-        u32 a[M][4], b[2][4];
+        u32 a[M][4], b[N][4];
 #pragma unroll
         for (int m = 0; m < M; ++m) load_matrix4(a[m], q + m * TILE_HEADS * ROW_STRIDE + e);
 #pragma unroll
-        for (int n = 0; n < 2; ++n) load_matrix4(b[n], k + n * 16 * ROW_STRIDE + e);
+        for (int n = 0; n < N; ++n) load_matrix4(b[n], k + n * 16 * ROW_STRIDE + e);
 #pragma unroll
         for (int m = 0; m < M; ++m) {
 #pragma unroll
-            for (int n = 0; n < 4; ++n) {
+            for (int n = 0; n < 2 * N; ++n) {
                 mma(d[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
             }
         }
@@ -294,12 +293,31 @@ __device__ inline void multiply_keys(const S& shared) {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
+        for (int n = 0; n < 2 * N; ++n) {
             float* at = out + m * TILE_HEADS * S::SCORE_STRIDE + n * 8;
             *(float2*)at = make_float2(d[m][n][0], d[m][n][1]);
             *(float2*)(at + 8 * S::SCORE_STRIDE) = make_float2(d[m][n][2], d[m][n][3]);
         }
     }
+}
+
+// The sum of x over rows i · LANES + lane of a chunk, in all LANES lanes: halves of the chunk are
+// added, and then what is 1, 2, 4 … rows apart, whatever LANES is.
+template <int LANES, int EACH>
+__device__ inline float sum_rows(float (&x)[EACH]) {
+    static_assert(EACH % 2 == 0, "both halves of the chunk are in each lane");
+#pragma unroll
+    for (int i = 0; i < EACH / 2; ++i) {
+        x[i] += x[i + EACH / 2];
+#pragma unroll
+        for (int d = 1; d < LANES; d *= 2) x[i] += __shfl_xor_sync(FULL_WARP, x[i], d);
+    }
+#pragma unroll
+    for (int d = 1; d < EACH / 2; d *= 2) {
+#pragma unroll
+        for (int i = 0; i + d < EACH / 2; i += 2 * d) x[i] += x[i + d];
+    }
+    return x[0];
 }
 
 // Turns the chunk's scores into weights e^(score - largest so far), and keeps the running sums.
@@ -323,16 +341,14 @@ __device__ inline void weigh(const S& shared, u32 valid, float scale) {
     largest = lanes_max<LANES>(largest);
     float before = shared.largest[head];
     largest = fmaxf(largest, before);
-    float sum = 0;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
         // The sum takes the weight as the product with the values will.
         u16 weight = float_to_half(exp2f(x[i] - largest));
         shared.weights[head * S::WEIGHT_STRIDE + i * LANES + lane] = weight;
-        sum += half_to_float(weight);
+        x[i] = half_to_float(weight);
     }
-#pragma unroll
-    for (int d = 1; d < LANES; d *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, d);
+    float sum = sum_rows<LANES>(x);
     // The head's other lanes have read what is overwritten here.
     __syncwarp();
     if (lane == 0) {
@@ -380,192 +396,40 @@ __device__ inline void multiply_values(const S& shared, float (&sums)[TILES][WAR
     }
 }
 
-// Attention of the block's heads over rows [begin, end): unnormalised sums in registers, their
-// largest scores and totals in shared memory.
+// Starts the copy of a range's first chunk, if rows are stored packed.
+template <int CHUNK, class S>
+__device__ inline void begin_rows(const S& shared, const Attention& a, const VisibleRows& rows,
+                                  const RowRange& range) {
+    if (!a.rounding) return;
+    fetch_rows<CHUNK>(shared, row_address<CHUNK>(rows, range), range.end - range.begin);
+}
+
+// Attention of the block's heads over a range of rows, begun with `begin_rows`: unnormalised sums in
+// registers, their largest scores and totals in shared memory. Begins the range `next`, if it is not
+// empty.
 template <int TILES, int CHUNK, class S>
 __device__ inline void attend_rows(const S& shared, const Attention& a, const VisibleRows& rows,
-                                   u32 row, u32 first_head, u32 begin, u32 end,
+                                   const RowRange& range, const RowRange& next,
                                    float (&sums)[TILES][WARP_COLUMNS / 8][4]) {
-    if (a.rounding) fetch_rows<CHUNK>(shared, row_address<CHUNK>(rows, begin, end), end - begin);
-    load_queries(shared, a, row, first_head);
-    if (threadIdx.x < S::HEADS) {
-        shared.largest[threadIdx.x] = -INFINITY;
-        shared.total[threadIdx.x] = 0;
-    }
-    for (u32 chunk = begin; chunk < end; chunk += CHUNK) {
+    for (u32 chunk = range.begin; chunk < range.end; chunk += CHUNK) {
         copy_async_wait<0>();
         __syncthreads();
-        // Read before it is needed: the chosen rows' numbers come from memory, too.
-        const u8* next = row_address<CHUNK>(rows, chunk + CHUNK, end);
-        decode_rows<CHUNK>(shared, rows, chunk, end, a.rounding);
-        __syncthreads();
-        if (a.rounding && chunk + CHUNK < end) {
-            fetch_rows<CHUNK>(shared, next, end - chunk - CHUNK);
+        if (chunk == range.begin && threadIdx.x < S::HEADS) {
+            shared.largest[threadIdx.x] = -INFINITY;
+            shared.total[threadIdx.x] = 0;
         }
+        bool last = chunk + CHUNK >= range.end;
+        RowRange following = last ? next : RowRange{chunk + CHUNK, range.end};
+        bool fetches = a.rounding && !following.is_empty();
+        // Read before it is needed: the chosen rows' numbers come from memory, too.
+        const u8* address = fetches ? row_address<CHUNK>(rows, following) : nullptr;
+        decode_rows<CHUNK>(shared, rows, chunk, range.end, a.rounding);
+        __syncthreads();
+        if (fetches) fetch_rows<CHUNK>(shared, address, following.end - following.begin);
         multiply_keys<TILES, CHUNK>(shared);
         __syncthreads();
-        weigh<CHUNK>(shared, end - chunk, a.scale);
+        weigh<CHUNK>(shared, range.end - chunk, a.scale);
         __syncthreads();
         multiply_values<TILES, CHUNK>(shared, sums);
     }
-}
-
-// All rows of one query for TILES tiles of its heads: grid [rows, head groups].
-template <int TILES, int CHUNK>
-__device__ inline void attend_query(const Attention& a, const Step& step, u32 first_row,
-                                    const LayerCache* caches, u32 layer, u32 layers, u16* out) {
-    Shared<TILES, CHUNK> shared;
-    u32 row = first_row + blockIdx.x, first_head = blockIdx.y * shared.HEADS;
-    const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
-    VisibleRows rows = visible_rows(a, step, cache, row);
-    float sums[TILES][WARP_COLUMNS / 8][4] = {};
-    attend_rows<TILES, CHUNK>(shared, a, rows, row, first_head, 0, rows.total, sums);
-
-    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int i = 0; i < 2 * TILES; ++i) {
-        u32 h = i * 8 + lane / 4, head = first_head + h;
-        if (head >= a.heads) continue;
-        float sink = a.sinks[head] * LOG2_E, largest = fmaxf(shared.largest[h], sink);
-        float factor = exp2f(shared.largest[h] - largest);
-        factor /= shared.total[h] * factor + exp2f(sink - largest);
-        u16* to = out + ((u64)row * a.heads + head) * HEAD_DIM;
-#pragma unroll
-        for (int n = 0; n < WARP_COLUMNS / 8; ++n) {
-            u32 column = warp * WARP_COLUMNS + n * 8 + lane % 4 * 2;
-            float x = sums[i / 2][n][i % 2 * 2] * factor;
-            float y = sums[i / 2][n][i % 2 * 2 + 1] * factor;
-            if (column >= NOPE_DIM) {
-                rotate_back(x, y, a.rotations[row * PAIRS + (column - NOPE_DIM) / 2]);
-            }
-            *(u32*)(to + column) = pack_half2(x, y);
-        }
-    }
-}
-
-// The prefill kernels differ in heads a block and rows a chunk, thus in their shared memory.
-#define ATTEND_PREFILL(NAME, TILES, CHUNK, BLOCKS)                                                 \
-    extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS) NAME(                     \
-        Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 ratio,      \
-        u32 heads, const u16* queries, const u8* kv_rows, const u32* selected, u32 top_k,          \
-        const float2* rotations, const float* sinks, int rounding, float epsilon, float scale,     \
-        u16* out) {                                                                                \
-        wait_for_dependencies();                                                                   \
-        launch_dependents();                                                                       \
-        Attention a = {queries, kv_rows, selected, rotations, sinks, heads,                        \
-                       top_k,   ratio,   rounding, epsilon,   scale * LOG2_E};                     \
-        attend_query<TILES, CHUNK>(a, step, first_row, caches, layer, layers, out);                \
-    }
-
-ATTEND_PREFILL(attend_prefill_64x64, 4, 64, 1)
-ATTEND_PREFILL(attend_prefill_64x32, 4, 32, 1)
-ATTEND_PREFILL(attend_prefill_16x32, 1, SPLIT_CHUNK, 2)
-
-// Stores the row's key/value row in its window. The slot's old row is out of sight of all queries
-// of a span of at most MAX_REWIND rows, and the row itself is read from the step.
-__device__ inline void keep_row(const u8* kv_rows, u32 row, u32 bytes, u8* slot) {
-    const uint2* from = (const uint2*)(kv_rows + (u64)row * bytes);
-    for (u32 i = threadIdx.x; i < bytes / sizeof(uint2); i += ATTEND_THREADS) {
-        ((uint2*)slot)[i] = from[i];
-    }
-}
-
-// One split of the rows of each query, for 16 of its heads, and one block that stores the row in
-// its window: grid [MAX_SPLITS + 1, head groups, rows], for spans of at most MAX_REWIND rows.
-//
-// Normalised sums go to `partial` [rows, MAX_SPLITS, heads, 512], halves as the result will be;
-// (largest, total) to `partial_sums` [rows, MAX_SPLITS, heads].
-extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_splits(
-    Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 ratio, u32 heads,
-    const u16* queries, const u8* kv_rows, const u32* selected, u32 top_k, const float2* rotations,
-    int rounding, float epsilon, float scale, u16* partial, float2* partial_sums) {
-    launch_dependents();
-    Attention a = {queries, kv_rows, selected, rotations, nullptr, heads,
-                   top_k,   ratio,   rounding, epsilon,   scale * LOG2_E};
-    Shared<1, SPLIT_CHUNK> shared;
-    u32 row = first_row + blockIdx.z, first_head = blockIdx.y * shared.HEADS;
-    // What a step has from its beginning needs no waiting for.
-    const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
-    VisibleRows rows = visible_rows(a, step, cache, row);
-    u8* slot = cache.window + step.position[row] % WINDOW_SLOTS * rows.bytes;
-    u32 share = rows_per_split(rows.total), begin = blockIdx.x * share;
-    u32 end = min(begin + share, rows.total);
-    prefetch_rows<SPLIT_CHUNK>(rows, begin, end);
-    wait_for_dependencies();
-    if (blockIdx.x == MAX_SPLITS) {
-        if (blockIdx.y == 0) keep_row(kv_rows, row, rows.bytes, slot);
-        return;
-    }
-    if (begin >= rows.total) return;
-    float sums[1][WARP_COLUMNS / 8][4] = {};
-    attend_rows<1, SPLIT_CHUNK>(shared, a, rows, row, first_head, begin, end, sums);
-
-    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    u64 first = ((u64)blockIdx.z * MAX_SPLITS + blockIdx.x) * heads + first_head;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        u32 h = i * 8 + lane / 4;
-        if (first_head + h >= heads) continue;
-        float factor = 1.0f / shared.total[h];
-        u16* to = partial + (first + h) * HEAD_DIM + warp * WARP_COLUMNS + lane % 4 * 2;
-#pragma unroll
-        for (int n = 0; n < WARP_COLUMNS / 8; ++n) {
-            float x = sums[0][n][2 * i] * factor, y = sums[0][n][2 * i + 1] * factor;
-            *(u32*)(to + n * 8) = pack_half2(x, y);
-        }
-    }
-    u32 h = threadIdx.x;
-    if (h < shared.HEADS && first_head + h < heads) {
-        partial_sums[first + h] = make_float2(shared.largest[h], shared.total[h]);
-    }
-}
-
-// Joins the splits, adds the sink and rotates back: grid [heads, rows], four elements a thread.
-//
-// A launch of its own: the partial results of 16 heads are up to 320 KB, which a block that went on
-// after the splits would read no faster than 64 bytes a cycle.
-extern "C" __global__ void __launch_bounds__(KV_THREADS) merge_attention(
-    Step step, u32 first_row, u32 ratio, u32 heads, u32 top_k, const float2* rotations,
-    const float* sinks, const u16* partial, const float2* partial_sums, u16* out) {
-    static_assert(MAX_SPLITS <= WARP, "a lane weighs a split");
-    launch_dependents();
-    u32 row = first_row + blockIdx.y, head = blockIdx.x, lane = threadIdx.x % WARP;
-    u32 total_rows = visible_count(step.position[row], ratio, top_k);
-    u32 share = rows_per_split(total_rows), splits = (total_rows + share - 1) / share;
-    float sink = sinks[head] * LOG2_E;
-    wait_for_dependencies();
-    u64 first = (u64)blockIdx.y * MAX_SPLITS * heads + head;
-    float2 sums = make_float2(-INFINITY, 0);
-    if (lane < splits) sums = partial_sums[first + lane * heads];
-    uint2 parts[MAX_SPLITS];
-#pragma unroll
-    for (u32 s = 0; s < MAX_SPLITS; ++s) {
-        if (s >= splits) continue;
-        parts[s] = ((const uint2*)(partial + (first + s * heads) * HEAD_DIM))[threadIdx.x];
-    }
-    bool rotated = threadIdx.x >= NOPE_DIM / 4;
-    float2 rotation[2] = {};
-    if (rotated) {
-        const float2* own = rotations + row * PAIRS + 2 * (threadIdx.x - NOPE_DIM / 4);
-        rotation[0] = own[0], rotation[1] = own[1];
-    }
-
-    float largest = fmaxf(warp_max(sums.x), sink);
-    float weight = sums.y * exp2f(sums.x - largest);
-    weight /= warp_sum(weight) + exp2f(sink - largest);
-    float x[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (u32 s = 0; s < MAX_SPLITS; ++s) {
-        float own = __shfl_sync(FULL_WARP, weight, s);
-        if (s >= splits) continue;
-        float2 low = unpack_half2(parts[s].x), high = unpack_half2(parts[s].y);
-        x[0] += own * low.x, x[1] += own * low.y;
-        x[2] += own * high.x, x[3] += own * high.y;
-    }
-    if (rotated) {
-        rotate_back(x[0], x[1], rotation[0]);
-        rotate_back(x[2], x[3], rotation[1]);
-    }
-    uint2* to = (uint2*)(out + ((u64)row * heads + head) * HEAD_DIM);
-    to[threadIdx.x] = make_uint2(pack_half2(x[0], x[1]), pack_half2(x[2], x[3]));
 }
