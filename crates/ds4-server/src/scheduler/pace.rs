@@ -2,16 +2,23 @@
 //!
 //! A step takes as long as its rows, so every prompt token that shares a step with running
 //! answers delays their next token. The share is chosen from measured times such that a step
-//! with prompt tokens takes at most [`STRETCH`] times as long as one without.
+//! with prompt tokens takes less than [`PROMISE`] times as long as one without, even when it takes
+//! as much longer than planned as the worst step of late.
 
 use std::{collections::VecDeque, time::Duration};
 
 use ds4_engine::backend::PREFILL_MIN;
 
-/// A step that shares its time with a prompt may take so many times as long.
-///
-/// Two measured steps differ by some tenths; 2 leaves room below the promised factor of 3.
-const STRETCH: f64 = 2.0;
+/// A step that shares its time with a prompt takes less than so many times as long.
+const PROMISE: f64 = 3.0;
+
+/// And is planned to take so many times as long at most, where steps take as long as planned, and at
+/// least, where they never do.
+const MOST_STRETCH: f64 = 1.75;
+const LEAST_STRETCH: f64 = 1.25;
+
+/// How fast a bad moment is forgotten: half of it in 7000 steps that share their time.
+const FORGET: f64 = 0.9999;
 
 /// After so many shared steps, one without prompt tokens measures the usual time again.
 const REMEASURE: usize = 32;
@@ -44,6 +51,8 @@ pub(super) struct Pace {
     answers: usize,
     /// Seconds that a prompt token adds to a step of answers; alone it costs less.
     prompt_token: Option<f64>,
+    /// How many times as long as planned a step has taken at worst, of late.
+    overrun: f64,
     /// Prompt tokens that the next step may have.
     share: usize,
     /// Prompt tokens in the last shared step that was measured.
@@ -77,12 +86,17 @@ impl Pace {
             // How long one takes is not known yet; some machines need as long as for an answer's.
             (Some(_), None) => 1,
             (Some(usual), Some(token)) => {
-                let tokens = (STRETCH - 1.0) * usual / token.max(1e-9);
+                let tokens = (self.stretch() - 1.0) * usual / token.max(1e-9);
                 // Even one by one, if a machine needs so long for a few: a stream that stalls is
                 // worse than a prompt that takes its time.
                 (tokens as usize).min(GROWTH * self.measured_share).clamp(1, self.chunk)
             }
         }
+    }
+
+    /// How many times as long as usual a shared step is planned to take.
+    fn stretch(&self) -> f64 {
+        (PROMISE / self.overrun.max(1.0)).min(MOST_STRETCH)
     }
 
     /// Seconds of a step of answers alone, on a quiet machine.
@@ -110,6 +124,12 @@ impl Pace {
                 // Of a slice that a prompt's end cut short, what any shared step costs would seem
                 // to be the price of its few tokens; and so would the time of further answers.
                 if running == self.answers && tokens >= self.share.div_ceil(2) {
+                    if let (Some(usual), Some(token)) = (self.usual(), self.prompt_token) {
+                        let planned = usual + tokens as f64 * token;
+                        // One moment, however bad, is not for ever.
+                        let overrun = (time / planned).min(PROMISE / LEAST_STRETCH);
+                        self.overrun = (self.overrun * FORGET).max(overrun);
+                    }
                     let added = (time - self.usual().unwrap_or(0.0)).max(0.05 * time);
                     self.learn(tokens, added / tokens as f64);
                 }
@@ -162,7 +182,7 @@ mod tests {
     #[test]
     fn shared_steps_stay_within_the_stretch() {
         assert_eq!(Pace::new(CHUNK).prompt_tokens(1), 0, "the usual time comes first");
-        assert_eq!(steady().prompt_tokens(1), 10, "1.0 × 10 ms at 0.95 ms a token");
+        assert_eq!(steady().prompt_tokens(1), 7, "0.75 × 10 ms at 0.95 ms a token");
     }
 
     #[test]
@@ -196,17 +216,35 @@ mod tests {
     #[test]
     fn the_usual_time_is_measured_again() {
         let mut pace = steady();
-        (8..REMEASURE).for_each(|_| pace.measured(1, 10, 10 * MS + 10 * TOKEN));
+        (8..REMEASURE).for_each(|_| pace.measured(1, 7, 10 * MS + 7 * TOKEN));
         assert_eq!(pace.prompt_tokens(1), 0);
         pace.measured(1, 0, 10 * MS);
-        assert_eq!(pace.prompt_tokens(1), 10);
+        assert_eq!(pace.prompt_tokens(1), 7);
     }
 
     #[test]
     fn a_step_that_was_held_up_is_not_the_usual_one() {
         let mut pace = steady();
         pace.measured(1, 0, 250 * MS);
-        assert_eq!(pace.prompt_tokens(1), 10);
+        assert_eq!(pace.prompt_tokens(1), 7);
+    }
+
+    #[test]
+    fn after_a_bad_moment_there_is_room_for_another() {
+        let mut pace = steady();
+        // Twice as long as planned.
+        pace.measured(1, 7, 2 * (10 * MS + 7 * TOKEN));
+        for _ in 0..100 {
+            let tokens = pace.prompt_tokens(1);
+            pace.measured(1, tokens, 10 * MS + tokens as u32 * TOKEN);
+            if tokens == 0 {
+                pace.measured(1, 0, 10 * MS);
+            }
+        }
+        assert_eq!(pace.prompt_tokens(1), 5, "3 / 2 - 1 = 0.5 × 10 ms at 0.95 ms a token");
+        // It is forgotten in the end.
+        pace.overrun *= FORGET.powi(3000);
+        assert_eq!(pace.prompt_tokens(1), 7);
     }
 
     #[test]
@@ -215,18 +253,18 @@ mod tests {
         pace.measured(1, 0, 10 * MS);
         (0..RECOUNT).for_each(|_| {
             assert!(pace.prompt_tokens(9) > 0);
-            pace.measured(9, 10, 50 * MS);
+            pace.measured(9, 7, 50 * MS);
         });
         assert_eq!(pace.prompt_tokens(9), 0);
         pace.measured(9, 0, 41 * MS);
-        assert_eq!(pace.prompt_tokens(9), 20, "growing to 41 ms at 0.95 ms a token");
+        assert_eq!(pace.prompt_tokens(9), 14, "growing to 0.75 × 41 ms at 0.95 ms a token");
     }
 
     #[test]
     fn the_end_of_a_prompt_says_nothing_about_the_price_of_a_token() {
         let mut pace = steady();
-        assert_eq!(pace.prompt_tokens(1), 10);
+        assert_eq!(pace.prompt_tokens(1), 7);
         pace.measured(1, 1, 18 * MS);
-        assert_eq!(pace.prompt_tokens(1), 10);
+        assert_eq!(pace.prompt_tokens(1), 7);
     }
 }
