@@ -46,8 +46,10 @@ fn main() {
         move || watch(at, &stop)
     });
     std::thread::sleep(ALONE);
+    // The client's own work is done before.
+    let request = body(&prompt(), 1).to_string();
     let come = Instant::now();
-    let newcomer = ask(at, &body(&prompt(), 1));
+    let newcomer = ask(at, &request);
     std::thread::sleep(BESIDE);
     let gone = Instant::now();
     drop(newcomer);
@@ -83,14 +85,13 @@ fn prompt() -> String {
 }
 
 /// Sends a request, whose answer is still to come.
-fn ask(at: SocketAddr, body: &Value) -> TcpStream {
-    let body = body.to_string();
+fn ask(at: SocketAddr, body: &str) -> TcpStream {
     let mut connection = connect(at);
     let head = format!(
         "POST {CHAT} HTTP/1.1\r\nhost: {at}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
-    connection.write_all((head + &body).as_bytes()).expect("the server takes requests");
+    connection.write_all((head + body).as_bytes()).expect("the server takes requests");
     connection
 }
 
@@ -100,7 +101,7 @@ fn watch(at: SocketAddr, stop: &AtomicBool) -> Vec<Instant> {
     let mut body = body("Hello", 60_000);
     body["stream"] = json!(true);
     body["response_format"] = json!({ "type": "regex", "regex": "[a-z ]{100000}" });
-    let mut connection = ask(at, &body);
+    let mut connection = ask(at, &body.to_string());
     let (mut arrivals, mut piece) = (Vec::new(), [0; 4096]);
     while !stop.load(Ordering::Relaxed) && connection.read(&mut piece).expect("a stream") > 0 {
         arrivals.push(Instant::now());
