@@ -91,7 +91,8 @@ template <int TILES, int CHUNK>
 struct Shared {
     static constexpr int HEADS = TILES * TILE_HEADS;
     // Tiles of heads and rows that a warp makes scores of, and how many warps share the same scores,
-    // each with a part of the 512 elements to sum. Parts are the same for all TILES, and so are bits.
+    // each with a part of the 512 elements to sum. With CHUNK = 32 parts are the same for 1 and 4
+    // TILES, and so are bits.
     static constexpr int HEAD_TILES = TILES == 1 ? 1 : 2, SCORE_ROWS = TILES == 1 ? 16 : 32;
     static constexpr int PARTS = ATTEND_WARPS / ((TILES / HEAD_TILES) * (CHUNK / SCORE_ROWS));
     static constexpr int SCORE_STRIDE = CHUNK + 4;
