@@ -77,12 +77,24 @@ impl PromptEncoder {
     /// If a text in it is refused by [`Tokenizer::encode`], or it has a
     /// reminder and the vocabulary no marker for one.
     pub fn encode(&self, conversation: &Conversation) -> Result<EncodedPrompt, TokenizerError> {
+        self.encode_pausing(conversation, &mut || ())
+    }
+
+    /// Like [`PromptEncoder::encode`], with pauses as in [`Tokenizer::encode_pausing`].
+    ///
+    /// # Errors
+    /// As [`PromptEncoder::encode`].
+    pub fn encode_pausing(
+        &self,
+        conversation: &Conversation,
+        pause: &mut dyn FnMut(),
+    ) -> Result<EncodedPrompt, TokenizerError> {
         let rendered = self.encoding.render_conversation(&canonical(conversation, self.profile));
         let text = rendered.prompt;
         let is_marker = |spelling: &str| MARKERS.iter().any(|m| m.default_str() == spelling);
         let markers =
             rendered.special_ranges.into_iter().filter(|range| is_marker(&text[range.clone()]));
-        let ids = self.tokenizer.encode_marked(&text, markers)?;
+        let ids = self.tokenizer.encode_marked(&text, markers, pause)?;
         Ok(EncodedPrompt { text, ids })
     }
 }

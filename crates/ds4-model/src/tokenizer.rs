@@ -69,9 +69,23 @@ impl Tokenizer {
     /// [`TokenizerError::TextTooUniform`] for a text that no one writes by
     /// hand: megabytes without the end of a word.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
+        self.encode_pausing(text, &mut || ())
+    }
+
+    /// Like [`Tokenizer::encode`], and calls `pause` after every few kilobytes: a thread that
+    /// stands back for others can wait there.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_pausing(
+        &self,
+        text: &str,
+        pause: &mut dyn FnMut(),
+    ) -> Result<Vec<TokenId>, TokenizerError> {
         let mut ids = Vec::new();
         for segment in segments::split(text)? {
             self.encode_segment(segment, &mut ids)?;
+            pause();
         }
         Ok(ids)
     }
@@ -84,7 +98,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_with_markers(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
         let markers = self.marker_finder.find_iter(text).map(|found| found.range());
-        self.encode_marked(text, markers)
+        self.encode_marked(text, markers, &mut || ())
     }
 
     /// The bytes of a token, or `None` if there is no such token.
@@ -130,20 +144,22 @@ impl Tokenizer {
     }
 
     /// The ids of `text`, of which `markers` (ascending, disjoint) are markers
-    /// to be looked up and all between them is plain text.
+    /// to be looked up and all between them is plain text. For `pause` see
+    /// [`Tokenizer::encode_pausing`].
     pub(crate) fn encode_marked(
         &self,
         text: &str,
         markers: impl Iterator<Item = Range<usize>>,
+        pause: &mut dyn FnMut(),
     ) -> Result<Vec<TokenId>, TokenizerError> {
         let mut ids = Vec::new();
         let mut plain_from = 0;
         for range in markers {
-            ids.extend(self.encode(&text[plain_from..range.start])?);
+            ids.extend(self.encode_pausing(&text[plain_from..range.start], pause)?);
             ids.push(self.marker(&text[range.clone()])?);
             plain_from = range.end;
         }
-        ids.extend(self.encode(&text[plain_from..])?);
+        ids.extend(self.encode_pausing(&text[plain_from..], pause)?);
         Ok(ids)
     }
 

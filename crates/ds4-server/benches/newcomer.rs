@@ -71,6 +71,7 @@ fn main() {
     show("alone before", &before, &alone);
     show("beside the newcomer", &gaps(come, gone), &alone);
     show("alone after", &after, &alone);
+    show_longest(&arrivals, come, gone);
 }
 
 fn body(text: &str, tokens: usize) -> Value {
@@ -107,6 +108,18 @@ fn watch(at: SocketAddr, stop: &AtomicBool) -> Vec<Instant> {
         arrivals.push(Instant::now());
     }
     arrivals
+}
+
+/// When the longest gaps beside the newcomer began, for who looks for their reason.
+fn show_longest(arrivals: &[Instant], come: Instant, gone: Instant) {
+    let beside = arrivals.windows(2).filter(|pair| come < pair[1] && pair[1] <= gone);
+    let mut gaps: Vec<_> = beside.map(|pair| (pair[1] - pair[0], pair[0])).collect();
+    gaps.sort_unstable_by(|a, b| b.cmp(a));
+    let longest = gaps.iter().take(5).map(|(gap, at)| {
+        let after = at.saturating_duration_since(come).as_secs_f64();
+        format!("{:.1} ms after {after:.3} s", gap.as_secs_f64() * 1e3)
+    });
+    println!("the longest: {}", longest.collect::<Vec<_>>().join(", "));
 }
 
 fn show(when: &str, gaps: &[Duration], alone: &[Duration]) {

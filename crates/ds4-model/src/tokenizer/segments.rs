@@ -4,9 +4,9 @@
 use super::TokenizerError;
 
 /// Bytes after which a segment ends at the next good place. Large enough that
-/// the overhead per segment vanishes. A segment costs about 80 times its size in
-/// memory while it is encoded.
-const TARGET: usize = 64 * 1024;
+/// the overhead per segment vanishes, and small enough to be encoded in a
+/// fraction of a millisecond: between segments a thread may stand back.
+const TARGET: usize = 1024;
 
 /// Longest segment. Text has a good place to cut every few characters; what
 /// has none for this long is a run of one kind of character, for which encoding

@@ -169,6 +169,9 @@ fn long_texts_have_the_ids_of_their_paragraphs() {
     assert!(text.len() > 300_000);
     assert_eq!(full().encode(&text).unwrap(), ids);
     assert_eq!(full().decode(&ids), text);
+    let mut pauses = 0;
+    assert_eq!(full().encode_pausing(&text, &mut || pauses += 1).unwrap(), ids);
+    assert!(pauses > text.len() / 2048, "{pauses} pauses");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use ds4_engine::{TokenId, sampling::SamplingParams};
 use ds4_model::tokenizer::TokenizerError;
 use serde_json::json;
 
-use super::{app::App, error::ApiError};
+use super::{app::App, error::ApiError, preparing::pauses};
 use crate::{
     dialect::options::{Options, RawPrompt},
     guide::{Grammar, Guide, Rules, ToolSet, strictly},
@@ -78,16 +78,18 @@ pub(crate) fn prompt(
     options: &Options,
 ) -> Result<(Vec<TokenId>, Option<String>), ApiError> {
     let tokenizer = app.encoder.tokenizer();
+    let mut pause = pauses(app.scheduler.load());
     let begun = |tokens: Vec<TokenId>| [vec![tokenizer.special().bos], tokens].concat();
     match &options.raw_prompt {
         None => {
-            let encoded = app.encoder.encode(&request.conversation).map_err(refused)?;
+            let encoded = app.encoder.encode_pausing(&request.conversation, &mut pause);
+            let encoded = encoded.map_err(refused)?;
             let special = tokenizer.special();
             let ids = app.replay.restore_blocks(&request.conversation, special, encoded.ids);
             Ok((ids, Some(encoded.text)))
         }
         Some(RawPrompt::Text(text)) => {
-            let tokens = tokenizer.encode(text).map_err(refused)?;
+            let tokens = tokenizer.encode_pausing(text, &mut pause).map_err(refused)?;
             Ok((begun(tokens), Some(text.clone())))
         }
         Some(RawPrompt::Tokens(tokens)) => {

@@ -1,13 +1,23 @@
 //! Work that requests need before they can be queued: parsing, tokenizing, compiling grammars.
 
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
 use axum::http::StatusCode;
 
 use super::error::ApiError;
+use crate::scheduler::Load;
 
 /// How far preparing stands back, in steps of niceness: beside threads that always have something
 /// to do it still gets about a tenth of a core.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
+
+/// Longest work between two pauses of work that can pause, and how long a pause is.
+const STRETCH: Duration = Duration::from_micros(200);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Does `work` on a thread that stands back for those of the engine, so that streams don't stall
 /// while a long prompt becomes tokens.
@@ -24,6 +34,22 @@ pub(super) async fn prepared<T: Send + 'static>(
     })?
 }
 
+/// What long work calls again and again: leaves the core to others for a moment when it is time
+/// to, while requests run.
+///
+/// Where every core computes, low priority is not enough: threads of a pool that look for work
+/// give way again and again, and after that one which prepares may run for tens of milliseconds
+/// before they go on (seen with Linux 6.18).
+pub(super) fn pauses(load: &Load) -> impl FnMut() {
+    let mut last = Instant::now();
+    move || {
+        if last.elapsed() >= STRETCH && load.running.load(Ordering::Relaxed) > 0 {
+            std::thread::sleep(PAUSE);
+            last = Instant::now();
+        }
+    }
+}
+
 /// Lowers the priority of the current thread, for good: it does nothing but prepare.
 #[cfg(target_os = "linux")]
 fn stand_back() {
@@ -37,14 +63,28 @@ fn stand_back() {
 #[cfg(not(target_os = "linux"))]
 fn stand_back() {}
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
-    use rustix::process::getpriority_process;
-
     use super::*;
 
     #[test]
+    fn long_work_pauses_while_requests_run() {
+        let load = Load::default();
+        load.running.store(1, Ordering::Relaxed);
+        let mut pause = pauses(&load);
+        for _ in 0..3 {
+            std::thread::sleep(STRETCH);
+            let begun = Instant::now();
+            pause();
+            assert!(begun.elapsed() >= PAUSE);
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
     fn preparing_stands_back_and_nothing_else_does() {
+        use rustix::process::getpriority_process;
+
         let before = getpriority_process(None).unwrap();
         let runtime = crate::runtime().unwrap();
         let own = prepared(|| Ok(getpriority_process(None).unwrap()));
