@@ -148,6 +148,8 @@ pub(crate) struct Experts {
     pub router: DeviceMatrix,
     pub bias: Option<Buffer<f32>>,
     pub table: Option<Buffer<u32>>,
+    /// Whether `table` lists an expert twice for some token.
+    pub repeats: bool,
     pub gate: DeviceMatrix,
     pub up: DeviceMatrix,
     pub down: DeviceMatrix,
@@ -216,7 +218,8 @@ impl Weights {
         let total = Self::device_bytes(model)?;
         let mut loader = Loader::new(device, total, progress)?;
         let w = &model.weights;
-        let layers = w.layers.iter().map(|layer| loader.layer(layer));
+        let used = model.config.experts_used;
+        let layers = w.layers.iter().map(|layer| loader.layer(layer, used));
         let layers = layers.collect::<Result<_, _>>()?;
         let weights = Weights {
             token_embedding: loader.matrix(&w.token_embedding)?,
@@ -344,6 +347,11 @@ struct Loader<'a, P> {
     next: usize,
 }
 
+/// Whether any two of a few numbers are equal.
+fn has_repeats(ids: &[u32]) -> bool {
+    ids.iter().enumerate().any(|(i, id)| ids[..i].contains(id))
+}
+
 struct Slot {
     host: Pinned<u8>,
     staging: Buffer<u8>,
@@ -359,13 +367,17 @@ impl<'a, P: FnMut(u64, u64)> Loader<'a, P> {
         Ok(Loader { device, progress, done: 0, total, slots: [slot()?, slot()?], next: 0 })
     }
 
-    fn layer(&mut self, w: &weights::LayerWeights) -> Result<Layer, Error> {
+    /// A layer whose tokens use `used` experts.
+    fn layer(&mut self, w: &weights::LayerWeights, used: usize) -> Result<Layer, Error> {
         let (a, f) = (&w.attn, &w.ffn);
         let device = self.device;
-        let (mut bias, mut table) = (None, None);
+        let (mut bias, mut table, mut repeats) = (None, None, false);
         match &f.routing {
             Routing::Bias(values) => bias = Some(device.buffer(values)?),
-            Routing::Hash(experts) => table = Some(device.buffer(experts)?),
+            Routing::Hash(experts) => {
+                table = Some(device.buffer(experts)?);
+                repeats = experts.chunks_exact(used).any(has_repeats);
+            }
         }
         Ok(Layer {
             attn_hc: self.hyper_connection(&w.attn_hc)?,
@@ -388,6 +400,7 @@ impl<'a, P: FnMut(u64, u64)> Loader<'a, P> {
                 router: self.matrix(&f.router)?,
                 bias,
                 table,
+                repeats,
                 gate: self.matrix(&flat(&f.gate))?,
                 up: self.matrix(&flat(&f.up))?,
                 down: self.matrix(&flat(&f.down))?,

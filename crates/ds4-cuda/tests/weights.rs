@@ -10,6 +10,7 @@ use ds4_model::{
     Model,
     config::{Config, LayerKind},
     synth::{self, Recipe},
+    weights::Routing,
 };
 use gguf::GgufFile;
 use support::{Difference, cpu, cuda, feed, is_real, small_model};
@@ -39,6 +40,21 @@ fn every_recipe() {
     for &recipe in Recipe::ALL {
         compare(recipe.name(), &small_model(recipe), 70, 4);
     }
+}
+
+/// A file may list an expert twice for a token; it then counts twice.
+#[test]
+fn experts_that_tokens_use_twice() {
+    let mut model = small_model(Recipe::Q2);
+    let used = model.config.experts_used;
+    let layers = &mut Arc::get_mut(&mut model).unwrap().weights.layers;
+    let tables = layers.iter_mut().filter_map(|layer| match &mut layer.ffn.routing {
+        Routing::Hash(table) => Some(table),
+        Routing::Bias(_) => None,
+    });
+    let changed = tables.map(|table| table.chunks_exact_mut(used).for_each(|ids| ids[1] = ids[0]));
+    assert!(changed.count() > 0);
+    compare("experts twice", &model, 5, 40);
 }
 
 /// One type for all matrices that can have it; and types that no recipe has where matrices are

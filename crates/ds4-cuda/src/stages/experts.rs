@@ -243,9 +243,13 @@ impl ExpertStage<'_> {
             == (WeightType::Iq2Xxs, WeightType::Q2K, WeightType::Q8_0)
     }
 
+    /// Whether decoded rows are routed right after the router's product, which keeps a bit for each
+    /// row and expert.
     fn are_few(&self) -> bool {
         let rows = self.decode_rows;
-        rows <= MOST_FEW_ROWS && rows * self.config.experts_used <= MOST_FEW_PAIRS
+        rows <= MOST_FEW_ROWS
+            && rows * self.config.experts_used <= MOST_FEW_PAIRS
+            && !self.weights.repeats
     }
 
     /// Turns router products into experts and their weights, and sorts rows by expert: for the rows
