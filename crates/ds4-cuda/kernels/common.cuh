@@ -24,7 +24,7 @@
 #define INFINITY __int_as_float(0x7f800000)
 #endif
 
-extern __shared__ uint4 dynamic_shared[];
+extern __shared__ __align__(128) uint4 dynamic_shared[];
 
 // The rows of a step; every array has one entry per row. Mirrors `Step` in src/step.rs.
 struct Step {

@@ -7,10 +7,12 @@
 // Activation rows that are multiplied at a time.
 #define MOST_ROWS 2
 
-// An expert's rows of activations: pairs `first` … below `end`.
+// One or two of an expert's pairs: `first` … below `end`.
 struct PairRange {
     const u32* pairs;
     int first, end;
+
+    __device__ inline int rows() const { return end - first; }
 
     // Repeats the last one.
     __device__ inline u32 pair(int r) const { return pairs[min(first + r, end - 1)]; }
@@ -80,29 +82,15 @@ struct Work {
     __device__ inline int rows(int at) const { return starts[at + 1] - starts[at]; }
 };
 
-// An item: the place of its expert among the chosen ones, and which of the expert's items it is.
+// An item: the place of its expert among the chosen ones, the first of the expert's rows that it is
+// for, and which tiles it has. An expert of many rows is gone through several times, rather than each
+// tile: so its rows seldom change, and its pieces are no larger than others'.
 struct Item {
-    int at, number;
-
-    // The first item before which all together take at least `cost`. For whole warps.
-    __device__ inline Item(const Work& work, int items, int cost) : at(0), number(0) {
-        for (int first = 0; first < work.count; first += WARP) {
-            int i = first + threadIdx.x % WARP;
-            bool before = i < work.count && work.costs[i + 1] <= cost;
-            at += __popc(__ballot_sync(FULL_WARP, before));
-        }
-        if (at == work.count) return;
-        int each = tile_cost(work.rows(at));
-        number = (cost - work.costs[at] + each - 1) / each;
-        if (number == items) ++at, number = 0;
-    }
+    int at, row, number;
 
     __device__ inline bool before(const Item& other) const {
-        return at < other.at || (at == other.at && number < other.number);
-    }
-
-    __device__ inline void next(int items) {
-        if (++number == items) ++at, number = 0;
+        if (at != other.at) return at < other.at;
+        return row < other.row || (row == other.row && number < other.number);
     }
 };
 
@@ -119,11 +107,42 @@ struct Share {
     // Where the items of block i of `blocks` begin, and those of the one before end.
     __device__ inline Item bound(int i, int blocks) const {
         int all = work.costs[work.count], each = all / blocks;
-        return Item(work, items, each * i + (all - each * blocks) * i / blocks);
+        return item_at(each * i + (all - each * blocks) * i / blocks);
     }
 
-    __device__ inline PairRange pairs(const Groups& groups, int at) const {
-        return {groups.pairs, work.starts[at], work.starts[at + 1]};
+    // The first item before which all together take at least `cost`. For whole warps.
+    __device__ inline Item item_at(int cost) const {
+        Item item = {0, 0, 0};
+        for (int first = 0; first < work.count; first += WARP) {
+            int i = first + threadIdx.x % WARP;
+            bool before = i < work.count && work.costs[i + 1] <= cost;
+            item.at += __popc(__ballot_sync(FULL_WARP, before));
+        }
+        if (item.at == work.count) return item;
+        cost -= work.costs[item.at];
+        int times = cost / (items * tile_cost(MOST_ROWS)), each;
+        item.row = times * MOST_ROWS;
+        each = tile_cost(rows(item));
+        item.number = (cost - times * items * tile_cost(MOST_ROWS) + each - 1) / each - 1;
+        next(item);
+        return item;
+    }
+
+    __device__ inline void next(Item& item) const {
+        if (++item.number < items) return;
+        item.number = 0;
+        item.row += MOST_ROWS;
+        if (item.row >= work.rows(item.at)) ++item.at, item.row = 0;
+    }
+
+    // Rows that are multiplied at a time.
+    __device__ inline int rows(const Item& item) const {
+        return min(work.rows(item.at) - item.row, MOST_ROWS);
+    }
+
+    __device__ inline PairRange pairs(const Groups& groups, const Item& item) const {
+        int first = work.starts[item.at] + item.row;
+        return {groups.pairs, first, first + rows(item)};
     }
 };
 
@@ -133,8 +152,7 @@ struct Share {
 #define CHUNK 2
 #define RING 2
 
-// Brings a warp's units to its ring, in the order in which they are multiplied: for each item as often
-// as the expert's rows take.
+// Brings a warp's units to its ring, in the order in which they are multiplied.
 template <int TYPE>
 struct Fetch {
     // Bytes of a tile's unit in each plane.
@@ -142,7 +160,7 @@ struct Fetch {
     static constexpr int MORE_SCALES = TYPE == IQ2_XXS ? 32 : 64;
 
     // A place of the ring.
-    struct Chunk {
+    struct alignas(128) Chunk {
         u8 weights[CHUNK][WEIGHTS];
         u8 scales[CHUNK][SCALES];
         u8 more_scales[CHUNK][MORE_SCALES];
@@ -152,21 +170,16 @@ struct Fetch {
     Item item, end;
     Chunk* ring;
     int place;
-    // Where the next chunk is; units left of the tile, and times that the tile is still wanted.
+    // Where the next chunk is; units left of the tile.
     Planes from;
     const Planes& matrix;
-    int left, passes;
+    int left;
 
     __device__ inline Fetch(const Share& share, Item first, Item end, const Planes& w, Chunk* ring)
         : share(share), item(first), end(end), ring(ring), place(0), matrix(w), left(0) {
-        if (item.before(end)) find_item();
+        if (item.before(end)) find_tile();
 #pragma unroll
         for (int i = 0; i < RING; ++i) start(ring[i]);
-    }
-
-    __device__ inline void find_item() {
-        passes = (share.work.rows(item.at) + MOST_ROWS - 1) / MOST_ROWS;
-        find_tile();
     }
 
     // The lane's pieces of the item's first chunk.
@@ -181,9 +194,8 @@ struct Fetch {
     }
 
     __device__ inline void next_tile() {
-        if (--passes > 0) return find_tile();
-        item.next(share.items);
-        if (item.before(end)) find_item();
+        share.next(item);
+        if (item.before(end)) find_tile();
     }
 
     // Starts the next copy, if there is one.

@@ -78,8 +78,8 @@ __device__ inline void byte_operand(
 
 // A row's unit in shared memory.
 struct InputUnit {
-    // High and low, as `Quantised` has them.
-    u8 parts[2][UNIT_COLUMNS];
+    // [step][part], as `Quantised` has them: what a step's eight lanes read is in different banks.
+    u8 parts[UNIT_COLUMNS / 32][2][32];
     float scale;
     float padding[3];
 };
@@ -121,7 +121,7 @@ __device__ inline void multiply_grid(
             byte_operand(w, 4 * half + s, grid, opaque, a);
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
-                const u8* own = x[r]->parts[part] + 128 * half + 32 * s + 8 * t;
+                const u8* own = x[r]->parts[4 * half + s][part] + 8 * t;
                 if (own_step == s) b.at[r][s] = *(const uint2*)own;
                 mma_signed(d[r], a, b.at[r][s].x, b.at[r][s].y);
             }
@@ -146,12 +146,12 @@ __device__ inline void multiply_grid(
 
 // What the warps of a block share. Mirrored by its size in src/stages/experts.rs.
 struct GateUpShared {
-    alignas(16) Fetch<IQ2_XXS>::Chunk rings[DECODE_WARPS][RING];
+    Fetch<IQ2_XXS>::Chunk rings[DECODE_WARPS][RING];
     // Results of an item, [row][16] of each warp, and of the one before.
     float results[2][DECODE_WARPS][MOST_ROWS][16];
     alignas(16) Work work;
 };
-static_assert(sizeof(GateUpShared) == 43088 && sizeof(InputUnit) == 528, "as in experts.rs");
+static_assert(sizeof(GateUpShared) == 44160 && sizeof(InputUnit) == 528, "as in experts.rs");
 
 // A warp's tile of an item for ROWS rows at `x`, to `results`.
 template <int ROWS>
@@ -191,10 +191,10 @@ __device__ inline void multiply_gate_up(
 
 // The whole block brings rows of a range to shared memory.
 __device__ inline void load_inputs(
-    InputUnit* to, const Quantised& x, const PairRange& range, int rows, int used
+    InputUnit* to, const Quantised& x, const PairRange& range, int used
 ) {
     constexpr int PIECES = 2 * UNIT_COLUMNS / 16;
-    for (int i = threadIdx.x; i < rows * x.units * PIECES; i += blockDim.x) {
+    for (int i = threadIdx.x; i < range.rows() * x.units * PIECES; i += blockDim.x) {
         int unit = i / PIECES, piece = i % PIECES;
         size_t at = (size_t)(range.pair(unit / x.units) / used) * x.units + unit % x.units;
         ((uint4*)to[unit].parts)[piece] = ((const uint4*)x.parts)[at * PIECES + piece];
@@ -238,28 +238,26 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
     Item item = share.bound(blockIdx.x, gridDim.x), end = share.bound(blockIdx.x + 1, gridDim.x);
     Fetch<IQ2_XXS> fetch(share, item, end, w, shared.rings[warp]);
     int parity = 0, loaded = -1;
-    for (; item.before(end); item.next(items)) {
-        PairRange range = share.pairs(groups, item.at);
-        for (; range.first < range.end; range.first += MOST_ROWS) {
-            int rows = min(range.end - range.first, MOST_ROWS);
-            if (loaded != range.first) load_inputs(inputs, x, range, rows, used);
-            loaded = range.first;
-            float(&results)[DECODE_WARPS][MOST_ROWS][16] = shared.results[parity];
-            if (rows == 1) {
-                multiply_gate_up<1>(fetch, inputs, grids, opaque, results[warp]);
-            } else {
-                multiply_gate_up<MOST_ROWS>(fetch, inputs, grids, opaque, results[warp]);
-            }
-            __syncthreads();
-            parity ^= 1;
-            // A warp for each tile, half of it for each row.
-            int r = lane / 16, tile = item.number * GATE_UP_TILES + warp;
-            if (warp >= GATE_UP_TILES || r >= rows || tile >= tiles) continue;
-            float g = results[warp][r][lane % 16], u = results[GATE_UP_TILES + warp][r][lane % 16];
-            u32 pair = range.pair(r);
-            hidden[(size_t)pair * gate.rows + 16 * tile + lane % 16] =
-                float_to_half(pair_weights[pair] * swiglu(g, u, limit));
+    for (; item.before(end); share.next(item)) {
+        PairRange range = share.pairs(groups, item);
+        int rows = range.rows();
+        if (loaded != range.first) load_inputs(inputs, x, range, used);
+        loaded = range.first;
+        float(&results)[DECODE_WARPS][MOST_ROWS][16] = shared.results[parity];
+        if (rows == 1) {
+            multiply_gate_up<1>(fetch, inputs, grids, opaque, results[warp]);
+        } else {
+            multiply_gate_up<MOST_ROWS>(fetch, inputs, grids, opaque, results[warp]);
         }
+        __syncthreads();
+        parity ^= 1;
+        // A warp for each tile, half of it for each row.
+        int r = lane / 16, tile = item.number * GATE_UP_TILES + warp;
+        if (warp >= GATE_UP_TILES || r >= rows || tile >= tiles) continue;
+        float g = results[warp][r][lane % 16], u = results[GATE_UP_TILES + warp][r][lane % 16];
+        u32 pair = range.pair(r);
+        hidden[(size_t)pair * gate.rows + 16 * tile + lane % 16] =
+            float_to_half(pair_weights[pair] * swiglu(g, u, limit));
     }
     copy_async_wait<0>();
 }
@@ -273,8 +271,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
 // has columns 2i and 2i + 1 of step k or k + 4, in the bytes where the weights have them, and zeros in
 // the place of the other's. Lanes with the same t read the same columns.
 struct HiddenUnit {
-    // [step k or k + 4][part][k][t], words 0 … 3.
-    uint4 parts[2][2][4][4];
+    // [k][step k or k + 4][part][t], words 0 … 3: lanes read them at once from different banks.
+    uint4 parts[4][2][2][4];
     // Sums of the integers of 16 columns, as three signed bytes, and a zero: [byte][quarter], a byte
     // for each of the steps 0 … 3. See `DownUnit` for quarters.
     u32 sums[4][4];
@@ -297,8 +295,8 @@ __device__ inline void quantise_hidden(HiddenUnit& to, const u16* hidden) {
         high[i] = low_bytes(high_part(a), 0, high_part(b), 0) << 8 * later;
         low[i] = low_bytes(a, 0, b, 0) << 8 * later;
     }
-    to.parts[later][0][k][t] = make_uint4(high[0], high[1], high[2], high[3]);
-    to.parts[later][1][k][t] = make_uint4(low[0], low[1], low[2], low[3]);
+    to.parts[k][later][0][t] = make_uint4(high[0], high[1], high[2], high[3]);
+    to.parts[k][later][1][t] = make_uint4(low[0], low[1], low[2], low[3]);
     sum += __shfl_xor_sync(FULL_WARP, sum, 1);
     u8* sums = (u8*)&to.sums[0][2 * later + t / 2] + k;
     constexpr int BYTE = sizeof(to.sums[0]);
@@ -328,7 +326,7 @@ struct OwnParts {
 
     __device__ inline const uint4& load(int r, const HiddenUnit& x, int k) {
         int lane = threadIdx.x % WARP;
-        if (own) at[r][k % 2] = x.parts[lane / 16][lane / 4 % 2][k][lane % 4];
+        if (own) at[r][k % 2] = x.parts[k][lane / 16][lane / 4 % 2][lane % 4];
         return at[r][k % 2];
     }
 };
@@ -444,10 +442,10 @@ struct DownUnit {
 
 // What the warps of a block share. Mirrored by its size in src/stages/experts.rs.
 struct DownShared {
-    alignas(16) Fetch<Q2_K>::Chunk rings[DECODE_WARPS][RING];
+    Fetch<Q2_K>::Chunk rings[DECODE_WARPS][RING];
     alignas(16) Work work;
 };
-static_assert(sizeof(DownShared) == 48208 && sizeof(HiddenUnit) == 1104, "as in experts.rs");
+static_assert(sizeof(DownShared) == 48256 && sizeof(HiddenUnit) == 1104, "as in experts.rs");
 
 // A warp's tile of an item for ROWS rows of a range, which are at `x`.
 template <int ROWS>
@@ -481,10 +479,10 @@ __device__ inline void multiply_down(
 
 // The whole block makes integers of rows of a range, as soon as it is done with those before.
 __device__ inline void load_hidden(
-    HiddenUnit* to, const u16* hidden, const PairRange& range, int rows, int units
+    HiddenUnit* to, const u16* hidden, const PairRange& range, int units
 ) {
     __syncthreads();
-    for (int i = threadIdx.x / WARP; i < rows * units; i += DECODE_WARPS) {
+    for (int i = threadIdx.x / WARP; i < range.rows() * units; i += DECODE_WARPS) {
         size_t at = (size_t)range.pair(i / units) * units + i % units;
         quantise_hidden(to[i], hidden + at * UNIT_COLUMNS);
     }
@@ -508,18 +506,15 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_down_q2(
     Fetch<Q2_K> fetch(share, item, end, w.weights, shared.rings[warp]);
     wait_for_dependencies();
     int loaded = -1;
-    for (; item.before(end); item.next(items)) {
-        PairRange range = share.pairs(groups, item.at);
+    for (; item.before(end); share.next(item)) {
+        PairRange range = share.pairs(groups, item);
         int tile = item.number * DOWN_TILES + warp;
-        for (; range.first < range.end; range.first += MOST_ROWS) {
-            int rows = min(range.end - range.first, MOST_ROWS);
-            if (loaded != range.first) load_hidden(inputs, hidden, range, rows, units);
-            loaded = range.first;
-            if (rows == 1) {
-                multiply_down<1>(fetch, inputs, range, tile, used, out);
-            } else {
-                multiply_down<MOST_ROWS>(fetch, inputs, range, tile, used, out);
-            }
+        if (loaded != range.first) load_hidden(inputs, hidden, range, units);
+        loaded = range.first;
+        if (range.rows() == 1) {
+            multiply_down<1>(fetch, inputs, range, tile, used, out);
+        } else {
+            multiply_down<MOST_ROWS>(fetch, inputs, range, tile, used, out);
         }
     }
     copy_async_wait<0>();

@@ -14,7 +14,7 @@
 
 // Rows of activations as integers. Mirrors `Quantised` in src/stages/experts.rs.
 struct Quantised {
-    // [n, units, part (high, low), 256]; of each eight columns those with even numbers come first.
+    // [n, units, step, part (high, low), 32]; of each eight columns those with even numbers come first.
     u8* parts;
     // [n, units].
     float* scales;
@@ -68,11 +68,11 @@ __device__ inline void quantise_unit(
 #pragma unroll
     for (int i = 0; i < 8; ++i) high[i] += rest[i];
     float scale = quantise(high, v);
-    uint2* parts = (uint2*)(to.parts + 2 * at * UNIT_COLUMNS);
-    parts[WARP + lane] =
+    uint2* parts = (uint2*)(to.parts + 2 * at * UNIT_COLUMNS) + lane / 4 * 8 + lane % 4;
+    parts[4] =
         make_uint2(low_bytes(v[0], v[2], v[4], v[6]), low_bytes(v[1], v[3], v[5], v[7]));
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] = high_part(v[i]);
-    parts[lane] = make_uint2(low_bytes(v[0], v[2], v[4], v[6]), low_bytes(v[1], v[3], v[5], v[7]));
+    parts[0] = make_uint2(low_bytes(v[0], v[2], v[4], v[6]), low_bytes(v[1], v[3], v[5], v[7]));
     if (lane == 0) to.scales[at] = scale;
 }

@@ -35,8 +35,8 @@ const UNIT_COLUMNS: usize = 256;
 /// Rows that a block of kernels/experts_q2.cu has at a time (`MOST_ROWS`), and bytes of what it keeps
 /// in shared memory: `GateUpShared`, `DownShared`, `InputUnit` and `HiddenUnit`.
 const BLOCK_ROWS: usize = 2;
-const GATE_UP_SHARED: usize = 43088;
-const DOWN_SHARED: usize = 48208;
+const GATE_UP_SHARED: usize = 44160;
+const DOWN_SHARED: usize = 48256;
 const INPUT_UNIT: usize = 528;
 const HIDDEN_UNIT: usize = 1104;
 /// 1 twice in halves.
