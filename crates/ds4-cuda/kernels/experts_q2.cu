@@ -447,10 +447,10 @@ struct DownShared {
 };
 static_assert(sizeof(DownShared) == 48256 && sizeof(HiddenUnit) == 1104, "as in experts.rs");
 
-// A warp's tile of an item for ROWS rows of a range, which are at `x`.
+// A warp's tile of an item for ROWS rows at `x`, to `out` of each row.
 template <int ROWS>
 __device__ inline void multiply_down(
-    Fetch<Q2_K>& fetch, const HiddenUnit* x, const PairRange& range, int tile, int used, float* out
+    Fetch<Q2_K>& fetch, const HiddenUnit* x, int tile, float* const (&out)[MOST_ROWS]
 ) {
     int lane = threadIdx.x % WARP, units = fetch.share.units, tiles = fetch.share.tiles;
     DownSums<ROWS> sums;
@@ -469,10 +469,8 @@ __device__ inline void multiply_down(
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         float low = sums.result(r, 0), high = sums.result(r, 1);
-        u32 pair = range.pair(r);
-        size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
         if (lane % 4 < 2 && tile < tiles) {
-            out[16 * (slot * tiles + tile) + lane / 4 + lane % 4 * 8] = lane % 4 ? high : low;
+            out[r][16 * tile + lane / 4 + lane % 4 * 8] = lane % 4 ? high : low;
         }
     }
 }
@@ -506,15 +504,24 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_down_q2(
     Fetch<Q2_K> fetch(share, item, end, w.weights, shared.rings[warp]);
     wait_for_dependencies();
     int loaded = -1;
+    // The range's results.
+    float* rows[MOST_ROWS];
     for (; item.before(end); share.next(item)) {
         PairRange range = share.pairs(groups, item);
         int tile = item.number * DOWN_TILES + warp;
-        if (loaded != range.first) load_hidden(inputs, hidden, range, units);
-        loaded = range.first;
+        if (loaded != range.first) {
+            load_hidden(inputs, hidden, range, units);
+#pragma unroll
+            for (int r = 0; r < MOST_ROWS; ++r) {
+                u32 pair = range.pair(r);
+                rows[r] = out + (size_t)(pair + pair / used) * w.rows;
+            }
+            loaded = range.first;
+        }
         if (range.rows() == 1) {
-            multiply_down<1>(fetch, inputs, range, tile, used, out);
+            multiply_down<1>(fetch, inputs, tile, rows);
         } else {
-            multiply_down<MOST_ROWS>(fetch, inputs, range, tile, used, out);
+            multiply_down<MOST_ROWS>(fetch, inputs, tile, rows);
         }
     }
     copy_async_wait<0>();
