@@ -1,4 +1,5 @@
-//! The table as a picture: prefill above, decode below, both over the depth of context.
+//! The table as a picture: prefill above, decode below, over the depth of context; decode over the
+//! number of sessions if there is one depth alone.
 
 use anyhow::Result;
 use plotters::{coord::Shift, prelude::*};
@@ -7,7 +8,7 @@ use super::report::{Report, Row};
 
 const SIZE: (u32, u32) = (900, 800);
 const FONT: &str = "sans-serif";
-/// Space beside the first and the last depth, and above the highest point.
+/// Space beside the first and the last place, and above the highest point.
 const ROOM: f64 = 1.15;
 
 /// Okabe and Ito's, which most people can tell apart.
@@ -21,6 +22,8 @@ const COLORS: [RGBColor; 6] = [
 ];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+const DEPTHS: &str = "tokens of context";
 
 /// A line of a plot: its name and its points.
 #[derive(Debug, PartialEq)]
@@ -41,8 +44,12 @@ fn draw(report: &Report, svg: SVGBackend<'_>) -> Result<()> {
     root.fill(&WHITE)?;
     let title = format!("{} on {}", report.model, report.machine.device);
     let (above, below) = root.titled(&title, (FONT, 20))?.split_vertically(50.percent_height());
-    plot(&above, "prefill, tokens/s", &[prefill(report)])?;
-    plot(&below, "decode, tokens/s of all sessions", &decode(report))?;
+    plot(&above, "prefill, tokens/s", DEPTHS, &[prefill(report)])?;
+    let caption = "decode, tokens/s of all sessions";
+    match decode_by_sessions(report) {
+        Some((place, line)) => plot(&below, caption, &place, &[line])?,
+        None => plot(&below, caption, DEPTHS, &decode_by_depth(report))?,
+    }
     Ok(root.present()?)
 }
 
@@ -51,8 +58,19 @@ fn prefill(report: &Report) -> Line {
     Line { name: String::new(), points: report.rows.iter().filter_map(point).collect() }
 }
 
+/// What the line's places are, and the line, if there are several numbers of sessions at one depth.
+fn decode_by_sessions(report: &Report) -> Option<(String, Line)> {
+    let [first, others @ ..] = &report.rows[..] else { return None };
+    if others.is_empty() || others.iter().any(|row| row.ctx_tokens != first.ctx_tokens) {
+        return None;
+    }
+    let place = format!("sessions, each with {} {DEPTHS}", number(first.ctx_tokens as f64));
+    let points = report.rows.iter().map(|row| (row.sessions as f64, row.decode_per_second()));
+    Some((place, Line { name: String::new(), points: points.collect() }))
+}
+
 /// A line for each number of sessions.
-fn decode(report: &Report) -> Vec<Line> {
+fn decode_by_depth(report: &Report) -> Vec<Line> {
     let mut lines: Vec<(usize, Line)> = Vec::new();
     for row in &report.rows {
         let index = lines.iter().position(|(sessions, _)| *sessions == row.sessions);
@@ -67,24 +85,25 @@ fn decode(report: &Report) -> Vec<Line> {
     lines.into_iter().map(|(_, line)| line).collect()
 }
 
-fn plot(area: &Area<'_>, caption: &str, lines: &[Line]) -> Result<()> {
+/// A picture whose lines are over `places`.
+fn plot(area: &Area<'_>, caption: &str, places: &str, lines: &[Line]) -> Result<()> {
     let points = || lines.iter().flat_map(|line| &line.points);
     let (first, last) =
         points().fold((f64::MAX, 1.0), |(low, high), (x, _)| (x.min(low), x.max(high)));
     let highest = points().fold(1.0, |high, (_, y)| y.max(high));
-    let depths = (first.min(last) / ROOM..last * ROOM).log_scale().base(2.0);
+    let range = (first.min(last) / ROOM..last * ROOM).log_scale().base(2.0);
     let mut chart = ChartBuilder::on(area)
         .caption(caption, (FONT, 16))
         .margin(10)
         .x_label_area_size(30)
         .y_label_area_size(60)
-        .build_cartesian_2d(depths, 0.0..highest * ROOM)?;
+        .build_cartesian_2d(range, 0.0..highest * ROOM)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
-        .x_label_formatter(&|depth| depth_label(*depth))
+        .x_label_formatter(&|place| number(*place))
         .y_label_formatter(&|rate| format!("{rate}"))
-        .x_desc("tokens of context")
+        .x_desc(places)
         .draw()?;
     for (i, line) in lines.iter().enumerate() {
         let color = COLORS[i % COLORS.len()];
@@ -106,8 +125,8 @@ fn plot(area: &Area<'_>, caption: &str, lines: &[Line]) -> Result<()> {
 }
 
 /// Such as `32k` or `500`.
-fn depth_label(depth: f64) -> String {
-    if depth >= 1024.0 { format!("{}k", depth / 1024.0) } else { format!("{depth}") }
+fn number(n: f64) -> String {
+    if n >= 1024.0 { format!("{}k", n / 1024.0) } else { format!("{n}") }
 }
 
 #[cfg(test)]
@@ -117,10 +136,21 @@ mod tests {
 
     #[test]
     fn each_number_of_sessions_has_a_line() {
-        let lines = decode(&report(vec![row(512, 1), row(512, 4), row(1024, 1), row(1024, 4)]));
+        let lines =
+            decode_by_depth(&report(vec![row(512, 1), row(512, 4), row(1024, 1), row(1024, 4)]));
         let names: Vec<_> = lines.iter().map(|line| line.name.as_str()).collect();
         assert_eq!(names, ["1 session", "4 sessions"]);
         assert_eq!(lines[1].points, [(512.0, 8.0), (1024.0, 8.0)]);
+    }
+
+    #[test]
+    fn sessions_at_one_depth_are_one_line() {
+        let (place, line) = decode_by_sessions(&report(vec![row(2048, 1), row(2048, 4)])).unwrap();
+        assert_eq!(place, "sessions, each with 2k tokens of context");
+        assert_eq!(line.points, [(1.0, 2.0), (4.0, 8.0)]);
+        for rows in [vec![], vec![row(512, 4)], vec![row(512, 1), row(1024, 1)]] {
+            assert_eq!(decode_by_sessions(&report(rows)), None);
+        }
     }
 
     #[test]
