@@ -119,11 +119,11 @@ struct Share {
             item.at += __popc(__ballot_sync(FULL_WARP, before));
         }
         if (item.at == work.count) return item;
-        cost -= work.costs[item.at];
-        int times = cost / (items * tile_cost(MOST_ROWS)), each;
-        item.row = times * MOST_ROWS;
-        each = tile_cost(rows(item));
-        item.number = (cost - times * items * tile_cost(MOST_ROWS) + each - 1) / each - 1;
+        int rest = cost - work.costs[item.at], whole = items * tile_cost(MOST_ROWS);
+        item.row = rest / whole * MOST_ROWS;
+        int each = tile_cost(rows(item));
+        // The last one that begins before, and then the next.
+        item.number = (rest % whole + each - 1) / each - 1;
         next(item);
         return item;
     }

@@ -72,7 +72,7 @@ impl Tokenizer {
         self.encode_pausing(text, &mut || ())
     }
 
-    /// Like [`Tokenizer::encode`], and calls `pause` after every few kilobytes: a thread that
+    /// Like [`Tokenizer::encode`], and calls `pause` after every kilobyte or so: a thread that
     /// stands back for others can wait there.
     ///
     /// # Errors
