@@ -19,4 +19,4 @@ cd "$here/../../../.."
 cargo build --release
 DS4_PROGRAM=${CARGO_TARGET_DIR:-$PWD/target}/release/ds4
 export DS4_PROGRAM
-cargo test --release -p ds4-server --test clients -- --ignored --nocapture --test-threads 1
+cargo test --release --test clients -- --ignored --nocapture --test-threads 1
