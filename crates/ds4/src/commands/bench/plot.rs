@@ -64,7 +64,7 @@ fn decode_by_sessions(report: &Report) -> Option<(String, Line)> {
     if others.is_empty() || others.iter().any(|row| row.ctx_tokens != first.ctx_tokens) {
         return None;
     }
-    let place = format!("sessions, each with {} {DEPTHS}", number(first.ctx_tokens as f64));
+    let place = format!("sessions, each with {} {DEPTHS}", place_label(first.ctx_tokens as f64));
     let points = report.rows.iter().map(|row| (row.sessions as f64, row.decode_per_second()));
     Some((place, Line { name: String::new(), points: points.collect() }))
 }
@@ -101,7 +101,7 @@ fn plot(area: &Area<'_>, caption: &str, places: &str, lines: &[Line]) -> Result<
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
-        .x_label_formatter(&|place| number(*place))
+        .x_label_formatter(&|place| place_label(*place))
         .y_label_formatter(&|rate| format!("{rate}"))
         .x_desc(places)
         .draw()?;
@@ -125,7 +125,7 @@ fn plot(area: &Area<'_>, caption: &str, places: &str, lines: &[Line]) -> Result<
 }
 
 /// Such as `32k` or `500`.
-fn number(n: f64) -> String {
+fn place_label(n: f64) -> String {
     if n >= 1024.0 { format!("{}k", n / 1024.0) } else { format!("{n}") }
 }
 
