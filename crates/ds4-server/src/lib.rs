@@ -1,37 +1,32 @@
-//! The HTTP server: OpenAI and Anthropic dialects over a batching scheduler.
+//! The HTTP server: OpenAI and Anthropic dialects of the runtime.
 //!
 //! From the outside in: `http` holds the routes and what every request passes; `dialect` turns
-//! requests into conversations and model output into responses, by DeepSeek's own conversion;
-//! `scheduler` runs them on the engine, many at a time; `guide` says what an answer may say next.
+//! requests into conversations and model output into responses, by DeepSeek's own conversion.
+//! [`ds4_runtime`] runs them on the engine, many at a time.
 
 mod dialect;
-mod guide;
 mod http;
 mod metrics;
 mod openapi;
-mod replay;
-mod scheduler;
 
 use std::{
     io,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use ds4_engine::{Backend, Engine};
 use ds4_model::prompt::PromptEncoder;
+use ds4_runtime::{Runtime, grammar::Grammars, replay::Replay};
 
+pub use ds4_runtime::{SchedulerLimits, SessionBytes};
 pub use http::{app::HttpLimits, listen::TlsFiles};
-pub use scheduler::{SchedulerLimits, SessionBytes};
 
-use guide::Grammars;
 use http::{access::Access, app::App, trace::TraceFile};
 use metrics::Metrics;
-use replay::Replay;
-use scheduler::Scheduler;
 
 /// How to serve.
 #[derive(Debug, Clone)]
@@ -135,14 +130,9 @@ pub struct Monitor(Arc<App>);
 impl Monitor {
     /// How it is doing.
     pub fn status(&self) -> Status {
-        let load = self.0.scheduler.load();
+        let load = self.0.runtime.load();
         let (prompt_tokens, answer_tokens) = self.0.metrics.tokens();
-        Status {
-            running: load.running.load(Ordering::Relaxed),
-            waiting: load.waiting.load(Ordering::Relaxed),
-            prompt_tokens,
-            answer_tokens,
-        }
+        Status { running: load.running(), waiting: load.waiting(), prompt_tokens, answer_tokens }
     }
 }
 
@@ -173,14 +163,15 @@ impl Server {
         let grammars = Grammars::new(tokenizer.clone())
             .map_err(|error| ServeError::Vocabulary(error.to_string()))?;
         let metrics = Metrics::new();
-        let (scheduler, thread) =
-            Scheduler::start(engine, tokenizer, config.scheduler, session_bytes, metrics.clone())?;
+        let observer = Box::new(metrics.clone());
+        let (runtime, thread) =
+            Runtime::start(engine, tokenizer, config.scheduler, session_bytes, observer)?;
         let access = Access::new(config.tokens.clone(), config.cors, address);
         let app = App {
             access,
             encoder,
             grammars: Arc::new(grammars),
-            scheduler,
+            runtime,
             metrics,
             replay: Replay::default(),
             trace,
@@ -218,11 +209,11 @@ impl Server {
         let stopper = tokio::spawn(async move {
             tokio::select! {
                 () = stop => {
-                    app.scheduler.close(Instant::now() + grace);
+                    app.runtime.close(Instant::now() + grace);
                     // A little more for the last events to reach their clients.
                     stopping.graceful_shutdown(Some(grace + Duration::from_secs(1)));
                 }
-                () = app.scheduler.load().until_fatal() => {
+                () = app.runtime.load().until_fatal() => {
                     tokio::time::sleep(FAREWELL.min(grace)).await;
                     stopping.shutdown();
                 }
@@ -234,10 +225,10 @@ impl Server {
             http::listen::serve(self.listener, config.tls.as_ref(), config.http, router, handle)
                 .await;
         stopper.abort();
-        self.app.scheduler.close(Instant::now());
+        self.app.runtime.close(Instant::now());
         // Whatever becomes of the thread, the scheduler knows of it.
         let _ = tokio::task::spawn_blocking(move || self.thread.join()).await;
-        match self.app.scheduler.load().fatal() {
+        match self.app.runtime.load().fatal() {
             Some(reason) => Err(ServeError::Fatal(reason.to_owned())),
             None => Ok(served?),
         }

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use ds4_runtime::{Event, Failure, Finish, Observer, ReuseSource};
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
     metrics::{
@@ -15,8 +16,6 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-
-use crate::scheduler::{Event, Failure, Finish, ReuseSource};
 
 type Seconds = Counter<f64, AtomicU64>;
 
@@ -29,13 +28,13 @@ pub(crate) struct Metrics {
     answer_tokens: Counter,
     prefill_seconds: Seconds,
     decode_seconds: Seconds,
-    pub(crate) queue_seconds: Histogram,
-    pub(crate) token_seconds: Histogram,
+    queue_seconds: Histogram,
+    token_seconds: Histogram,
     reuse: Family<Source, Counter>,
     requests: Family<Ending, Counter>,
-    pub(crate) cancelled: Counter,
-    pub(crate) evicted: Counter,
-    pub(crate) set_aside: Counter,
+    cancelled: Counter,
+    evicted: Counter,
+    set_aside: Counter,
     malformed_calls: Family<Malformed, Counter>,
     responses: Family<Response, Counter>,
     request_seconds: Histogram,
@@ -167,8 +166,33 @@ impl Metrics {
         text
     }
 
-    /// A prompt of `tokens`, of which `cached` need not be computed.
-    pub(crate) fn prompt(&self, tokens: usize, cached: usize, source: ReuseSource) {
+    /// Tokens of answers.
+    pub(crate) fn answered(&self, tokens: usize) {
+        self.answer_tokens.inc_by(tokens as u64);
+    }
+
+    /// An answer has a tool call that is none.
+    pub(crate) fn malformed_call(&self, kind: MalformedCall) {
+        self.malformed_calls.get_or_create(&Malformed { kind }).inc();
+    }
+
+    /// A response was begun.
+    pub(crate) fn response(&self, route: &str, status: u16) {
+        self.responses.get_or_create(&Response { route: route.to_owned(), status }).inc();
+    }
+
+    /// Tokens of prompts and of answers so far.
+    pub(crate) fn tokens(&self) -> (u64, u64) {
+        (self.prompt_tokens.get(), self.answer_tokens.get())
+    }
+}
+
+impl Observer for Metrics {
+    fn queued(&self, time: Duration) {
+        self.queue_seconds.observe(time.as_secs_f64());
+    }
+
+    fn prompt(&self, tokens: usize, cached: usize, source: ReuseSource) {
         let source = Source {
             source: match source {
                 ReuseSource::None => SourceName::None,
@@ -183,8 +207,7 @@ impl Metrics {
         self.reuse.get_or_create(&source).inc();
     }
 
-    /// A step of the engine.
-    pub(crate) fn step(&self, answers: usize, prompt_tokens: usize, time: Duration) {
+    fn step(&self, answers: usize, prompt_tokens: usize, time: Duration) {
         let time = time.as_secs_f64();
         if answers == 0 && prompt_tokens > 0 {
             self.prefill_seconds.inc_by(time);
@@ -194,13 +217,7 @@ impl Metrics {
         }
     }
 
-    /// Tokens of answers.
-    pub(crate) fn answered(&self, tokens: usize) {
-        self.answer_tokens.inc_by(tokens as u64);
-    }
-
-    /// A request ended.
-    pub(crate) fn ended(&self, event: &Event, time: Duration) {
+    fn ended(&self, event: &Event, time: Duration) {
         let ending = match event {
             Event::Finished(Finish::Stop) => EndingName::Stop,
             Event::Finished(Finish::Length) => EndingName::Length,
@@ -214,26 +231,22 @@ impl Metrics {
         self.request_seconds.observe(time.as_secs_f64());
     }
 
-    /// An answer has a tool call that is none.
-    pub(crate) fn malformed_call(&self, kind: MalformedCall) {
-        self.malformed_calls.get_or_create(&Malformed { kind }).inc();
-    }
-
-    /// A response was begun.
-    pub(crate) fn response(&self, route: &str, status: u16) {
-        self.responses.get_or_create(&Response { route: route.to_owned(), status }).inc();
-    }
-
-    /// What there is now.
-    pub(crate) fn sessions(&self, running: usize, idle: usize, waiting: usize, idle_bytes: usize) {
+    fn sessions(&self, running: usize, idle: usize, waiting: usize, idle_bytes: usize) {
         self.running.set(running as i64);
         self.idle_sessions.set(idle as i64);
         self.waiting.set(waiting as i64);
         self.idle_bytes.set(idle_bytes as i64);
     }
 
-    /// Tokens of prompts and of answers so far.
-    pub(crate) fn tokens(&self) -> (u64, u64) {
-        (self.prompt_tokens.get(), self.answer_tokens.get())
+    fn cancelled(&self) {
+        self.cancelled.inc();
+    }
+
+    fn evicted(&self) {
+        self.evicted.inc();
+    }
+
+    fn set_aside(&self) {
+        self.set_aside.inc();
     }
 }

@@ -23,6 +23,7 @@ use deepseek_recipe::{
     },
 };
 use ds4_engine::TokenId;
+use ds4_runtime::{AnswerToken, ClientId, Event, Failure, Finish};
 use futures_util::{Stream, StreamExt};
 use serde_json::Value;
 use tokio::sync::mpsc::Receiver;
@@ -36,10 +37,7 @@ use super::{
     token_text::TokenText,
     trace::TraceRecord,
 };
-use crate::{
-    dialect::{Chunk, PromptTokens, Reply, Understood},
-    scheduler::{AnswerToken, ClientId, Event, Failure, Finish},
-};
+use crate::dialect::{Chunk, PromptTokens, Reply, Understood};
 
 /// How long a stream may be silent.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -68,7 +66,7 @@ pub(crate) async fn answer<R: Reply>(
     });
     let (converted, options, reply, job, opening, trace) = prepared.await?;
     let prompt_tokens = job.prompt.len();
-    let events = app.scheduler.submit(job)?;
+    let events = app.runtime.submit(job)?;
     let progress = Arc::new(Progress::new(prompt_tokens, trace));
     let has_tools = converted.parsing_options.parse_tool_calls;
     let dialect = reply.generator(&converted);

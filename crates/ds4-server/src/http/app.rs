@@ -1,10 +1,6 @@
 //! The application: what all requests share, and the routes.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -16,6 +12,7 @@ use axum::{
     routing::{get, post},
 };
 use ds4_model::prompt::PromptEncoder;
+use ds4_runtime::{ClientId, Runtime, grammar::Grammars, replay::Replay};
 use futures_util::StreamExt;
 use serde_json::json;
 use tower_http::cors::{Any, CorsLayer};
@@ -34,10 +31,7 @@ use crate::{
         Reply, Understood, chat::ChatReply, completions::CompletionReply, messages::MessagesReply,
         responses::ResponsesReply,
     },
-    guide::Grammars,
     metrics::Metrics,
-    replay::Replay,
-    scheduler::{ClientId, Scheduler},
 };
 
 /// The page at `/`.
@@ -53,7 +47,7 @@ pub(crate) struct App {
     pub(crate) access: Access,
     pub(crate) encoder: PromptEncoder,
     pub(crate) grammars: Arc<Grammars>,
-    pub(crate) scheduler: Scheduler,
+    pub(crate) runtime: Runtime,
     pub(crate) metrics: Metrics,
     pub(crate) replay: Replay,
     pub(crate) trace: Option<TraceFile>,
@@ -224,10 +218,10 @@ async fn one_model(State(app): State<Arc<App>>, headers: HeaderMap) -> Response 
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {
-    let load = app.scheduler.load();
+    let load = app.runtime.load();
     let status = match load.fatal() {
         Some(reason) => json!({ "status": "failed", "reason": reason }),
-        None if load.closed.load(Ordering::Relaxed) != 0 => json!({ "status": "shutting down" }),
+        None if load.is_closed() => json!({ "status": "shutting down" }),
         None => return json_response(&json!({ "status": "ok" })),
     };
     let mut response = json_response(&status);

@@ -6,12 +6,8 @@ use axum::{
     response::Response,
 };
 use deepseek_recipe::request::ConversionError;
+use ds4_runtime::{Failure, Refused, grammar::GrammarError};
 use serde_json::{Value, json};
-
-use crate::{
-    guide::GrammarError,
-    scheduler::{Failure, Refused},
-};
 
 /// Whose form errors have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

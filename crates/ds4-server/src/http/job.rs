@@ -10,14 +10,14 @@ use deepseek_recipe::request::{ConversationRequest, OutputConstraint};
 use deepseek_recipe_core::conversation::ResponseFormat;
 use ds4_engine::{TokenId, sampling::SamplingParams};
 use ds4_model::tokenizer::TokenizerError;
+use ds4_runtime::{
+    ClientId, Job,
+    grammar::{Grammar, Guide, Rules, ToolSet, strictly},
+};
 use serde_json::json;
 
 use super::{app::App, error::ApiError, preparing::pauses};
-use crate::{
-    dialect::options::{Options, RawPrompt},
-    guide::{Grammar, Guide, Rules, ToolSet, strictly},
-    scheduler::{ClientId, Job},
-};
+use crate::dialect::options::{Options, RawPrompt};
 
 /// The official service's share in thinking mode with tools.
 const TOP_P_WITH_TOOLS: f32 = 0.95;
@@ -78,7 +78,7 @@ pub(crate) fn prompt(
     options: &Options,
 ) -> Result<(Vec<TokenId>, Option<String>), ApiError> {
     let tokenizer = app.encoder.tokenizer();
-    let mut pause = pauses(app.scheduler.load());
+    let mut pause = pauses(|| app.runtime.load().running() > 0);
     let begun = |tokens: Vec<TokenId>| [vec![tokenizer.special().bos], tokens].concat();
     match &options.raw_prompt {
         None => {

@@ -1,14 +1,10 @@
 //! Work that requests need before they can be queued: parsing, tokenizing, compiling grammars.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 
 use super::error::ApiError;
-use crate::scheduler::Load;
 
 /// How far preparing stands back, in steps of niceness: beside threads that always have something
 /// to do it still gets about a tenth of a core.
@@ -40,10 +36,10 @@ pub(super) async fn prepared<T: Send + 'static>(
 /// Where every core computes, low priority is not enough: threads of a pool that look for work
 /// give way again and again, and after that one which prepares may run for tens of milliseconds
 /// before they go on (seen with Linux 6.18).
-pub(super) fn pauses(load: &Load) -> impl FnMut() {
+pub(super) fn pauses(requests_run: impl Fn() -> bool) -> impl FnMut() {
     let mut last = Instant::now();
     move || {
-        if last.elapsed() >= STRETCH && load.running.load(Ordering::Relaxed) > 0 {
+        if last.elapsed() >= STRETCH && requests_run() {
             std::thread::sleep(PAUSE);
             last = Instant::now();
         }
@@ -69,9 +65,7 @@ mod tests {
 
     #[test]
     fn long_work_pauses_while_requests_run() {
-        let load = Load::default();
-        load.running.store(1, Ordering::Relaxed);
-        let mut pause = pauses(&load);
+        let mut pause = pauses(|| true);
         for _ in 0..3 {
             std::thread::sleep(STRETCH);
             let begun = Instant::now();

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use deepseek_recipe::stream::{ChunkGenerator, FinishReason, OutputChunk};
 use ds4_engine::TokenId;
+use ds4_runtime::replay::{Block, Call};
 use serde_json::Value;
 
 use super::{answer::Progress, app::App};
 use crate::{
     dialect::{Chunk, Reply},
     metrics::MalformedCall,
-    replay::{Block, Call},
 };
 
 /// Tags of tool calls in plain text, which make no calls.

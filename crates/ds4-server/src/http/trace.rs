@@ -11,9 +11,10 @@ use std::{
 
 use ds4_engine::TokenId;
 use ds4_model::tokenizer::Tokenizer;
+use ds4_runtime::Failure;
 use serde_json::{Value, json};
 
-use crate::{dialect::unix_time, scheduler::Failure};
+use crate::dialect::unix_time;
 
 /// The open trace.
 pub(crate) struct TraceFile(Mutex<File>);

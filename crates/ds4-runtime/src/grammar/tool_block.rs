@@ -18,7 +18,7 @@ use ds4_engine::TokenId;
 use llguidance::Matcher;
 
 use super::{
-    Grammars, Next, ToolSet, grammar,
+    Grammars, Next, ToolSet, compiler,
     template::{Choice, Piece, Template, pieces},
     tool_set::{Parameter, TextRule, Tool},
 };
@@ -267,7 +267,7 @@ impl TextValue {
         let mut mask = match &mut self.matcher {
             None => grammars.text().clone(),
             Some(matcher) if self.goes_on && !matcher.is_stopped() => {
-                let mut mask = grammar::mask(matcher)?;
+                let mut mask = compiler::mask(matcher)?;
                 mask.and(grammars.text());
                 mask
             }
@@ -305,11 +305,11 @@ impl JsonValue {
     }
 
     fn forced(&mut self) -> Vec<TokenId> {
-        if self.may_end() { Vec::new() } else { grammar::forced(&mut self.matcher) }
+        if self.may_end() { Vec::new() } else { compiler::forced(&mut self.matcher) }
     }
 
     fn next(&mut self, grammars: &Grammars) -> Result<Next, String> {
-        let mut mask = grammar::mask(&mut self.matcher)?;
+        let mut mask = compiler::mask(&mut self.matcher)?;
         if !self.may_end() {
             return Ok(Next::Among { mask, greedy: !self.in_string });
         }
@@ -328,6 +328,6 @@ impl JsonValue {
                 _ => {}
             }
         }
-        grammar::consume(&mut self.matcher, token)
+        compiler::consume(&mut self.matcher, token)
     }
 }

@@ -14,7 +14,7 @@ const DEEPEST: usize = 16;
 const OTHERS: [&str; 5] = ["object", "array", "number", "boolean", "null"];
 
 /// Tools that may be called.
-pub(crate) struct ToolSet {
+pub struct ToolSet {
     pub(super) tools: Vec<Tool>,
     /// Several calls may be made at once.
     pub(super) parallel: bool,
@@ -52,7 +52,7 @@ impl ToolSet {
     /// # Errors
     /// If a strict tool's schema has parts that cannot be enforced; other tools' values are then
     /// any JSON.
-    pub(crate) fn compile(
+    pub fn compile(
         grammars: &Grammars,
         tools: &[ToolDefinition],
         named: Option<&str>,
@@ -109,7 +109,7 @@ fn is_writable(name: &str) -> bool {
 
 /// A schema as strict mode means it: every object has all of its properties and no others.
 /// DeepSeek's conversion does the same, but drops what it does not know, such as `minItems`.
-pub(crate) fn strictly(mut schema: Value) -> Value {
+pub fn strictly(mut schema: Value) -> Value {
     match &mut schema {
         Value::Object(fields) => {
             let names = fields.get("properties").and_then(Value::as_object);

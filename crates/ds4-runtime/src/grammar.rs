@@ -5,7 +5,7 @@
 //! constrained once the model has opened it. Where only one continuation is possible it is given
 //! as tokens, and the model is not asked.
 
-mod grammar;
+mod compiler;
 mod template;
 mod tool_block;
 mod tool_set;
@@ -15,14 +15,14 @@ use std::sync::Arc;
 use ds4_engine::TokenId;
 use llguidance::{Matcher, toktrie::SimpleVob};
 
-pub(crate) use grammar::{Grammar, GrammarError, Grammars};
-pub(crate) use tool_set::{ToolSet, strictly};
+pub use compiler::{Grammar, GrammarError, Grammars};
+pub use tool_set::{ToolSet, strictly};
 
 use tool_block::ToolBlock;
 
 /// What may come next, where there is a choice.
 #[derive(Debug)]
-pub(crate) enum Next {
+pub enum Next {
     /// Anything.
     Any,
     /// One of these; the likeliest one if `greedy`.
@@ -35,20 +35,21 @@ pub(crate) enum Next {
 }
 
 /// What an answer must look like.
-pub(crate) struct Rules {
-    pub(crate) grammars: Arc<Grammars>,
+pub struct Rules {
+    /// Where grammars come from.
+    pub grammars: Arc<Grammars>,
     /// The prompt ends in `<think>`.
-    pub(crate) starts_in_reasoning: bool,
+    pub starts_in_reasoning: bool,
     /// Form of the text.
-    pub(crate) format: Option<Grammar>,
+    pub format: Option<Grammar>,
     /// Tools that may be called.
-    pub(crate) tools: Option<Arc<ToolSet>>,
+    pub tools: Option<Arc<ToolSet>>,
     /// The prompt has opened a block of tool calls.
-    pub(crate) starts_in_tool_calls: bool,
+    pub starts_in_tool_calls: bool,
 }
 
 /// Follows an answer.
-pub(crate) struct Guide {
+pub struct Guide {
     grammars: Arc<Grammars>,
     stage: Stage,
     format: Option<Matcher>,
@@ -71,7 +72,7 @@ const WAY_IN: &[u8] = b"\n\n<";
 
 impl Guide {
     /// A guide at the beginning of an answer.
-    pub(crate) fn new(rules: Rules) -> Self {
+    pub fn new(rules: Rules) -> Self {
         let format = rules.format.map(|grammar| grammar.matcher());
         let stage = match (&rules.tools, rules.starts_in_tool_calls) {
             (Some(tools), true) => Stage::ToolCalls(Box::new(ToolBlock::opened(tools.clone()))),
@@ -82,7 +83,7 @@ impl Guide {
     }
 
     /// Whether anything but the model says what comes next.
-    pub(crate) fn has_rules(&self) -> bool {
+    pub fn has_rules(&self) -> bool {
         match self.stage {
             Stage::Reasoning | Stage::Text => self.format.is_some(),
             Stage::BeforeText(_) | Stage::ToolCalls(_) => true,
@@ -90,10 +91,10 @@ impl Guide {
     }
 
     /// The tokens that must come next; none if there is a choice.
-    pub(crate) fn forced(&mut self) -> Vec<TokenId> {
+    pub fn forced(&mut self) -> Vec<TokenId> {
         match &mut self.stage {
             Stage::Reasoning | Stage::BeforeText(_) => Vec::new(),
-            Stage::Text => self.format.as_mut().map_or_else(Vec::new, grammar::forced),
+            Stage::Text => self.format.as_mut().map_or_else(Vec::new, compiler::forced),
             Stage::ToolCalls(block) => block.forced(&self.grammars),
         }
     }
@@ -103,7 +104,7 @@ impl Guide {
     ///
     /// # Errors
     /// If a grammar gives up, in words for the client.
-    pub(crate) fn next(&mut self) -> Result<Next, String> {
+    pub fn next(&mut self) -> Result<Next, String> {
         match &mut self.stage {
             Stage::Reasoning if self.format.is_some() => {
                 Ok(Next::Among { mask: self.grammars.unending().clone(), greedy: false })
@@ -111,7 +112,7 @@ impl Guide {
             Stage::Reasoning => Ok(Next::Any),
             Stage::BeforeText(done) => {
                 let mut mask = match (&mut self.format, *done) {
-                    (Some(format), 0) => grammar::mask(format)?,
+                    (Some(format), 0) => compiler::mask(format)?,
                     _ => self.grammars.nothing(),
                 };
                 self.grammars.allow_prefixes(&mut mask, &WAY_IN[*done..]);
@@ -121,7 +122,7 @@ impl Guide {
                 Ok(Next::Among { mask, greedy: false })
             }
             Stage::Text => match &mut self.format {
-                Some(format) => Ok(Next::Among { mask: grammar::mask(format)?, greedy: false }),
+                Some(format) => Ok(Next::Among { mask: compiler::mask(format)?, greedy: false }),
                 None => Ok(Next::Any),
             },
             Stage::ToolCalls(block) => block.next(&self.grammars),
@@ -132,7 +133,7 @@ impl Guide {
     ///
     /// # Errors
     /// If a grammar gives up, in words for the client.
-    pub(crate) fn accept(&mut self, token: TokenId) -> Result<bool, String> {
+    pub fn accept(&mut self, token: TokenId) -> Result<bool, String> {
         let special = self.grammars.special();
         let (think_end, dsml) = (special.think_end, special.dsml);
         if let Stage::ToolCalls(block) = &mut self.stage {
@@ -155,7 +156,7 @@ impl Guide {
             Stage::BeforeText(_) | Stage::Text => {
                 self.stage = Stage::Text;
                 if let Some(format) = &mut self.format {
-                    return grammar::consume(format, token);
+                    return compiler::consume(format, token);
                 }
             }
             Stage::Reasoning | Stage::ToolCalls(_) => {}

@@ -22,25 +22,29 @@ const MOST_BYTES: usize = 64 << 20;
 
 /// A call as its client got it.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Call {
-    pub(crate) id: String,
-    pub(crate) name: String,
-    pub(crate) arguments: Value,
+pub struct Call {
+    /// Its id.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// An object.
+    pub arguments: Value,
 }
 
 /// A block of calls as it was sampled.
 #[derive(Debug)]
-pub(crate) struct Block {
-    pub(crate) calls: Vec<Call>,
+pub struct Block {
+    /// The calls in it.
+    pub calls: Vec<Call>,
     /// From the marker of the opening tag to the end of the closing one.
-    pub(crate) tokens: Vec<TokenId>,
+    pub tokens: Vec<TokenId>,
     /// What was thought before.
-    pub(crate) reasoning: String,
+    pub reasoning: String,
 }
 
 /// Remembered blocks.
 #[derive(Default)]
-pub(crate) struct Replay(Mutex<Blocks>);
+pub struct Replay(Mutex<Blocks>);
 
 #[derive(Default)]
 struct Blocks {
@@ -52,7 +56,7 @@ struct Blocks {
 
 impl Replay {
     /// Remembers a block, and forgets the oldest ones if there are too many.
-    pub(crate) fn remember(&self, block: Block) {
+    pub fn remember(&self, block: Block) {
         let block = Arc::new(block);
         let mut blocks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         blocks.bytes += block.bytes();
@@ -69,7 +73,7 @@ impl Replay {
     }
 
     /// Fills in the reasoning before remembered calls where a client left it out.
-    pub(crate) fn restore_reasoning(&self, conversation: &mut Conversation) {
+    pub fn restore_reasoning(&self, conversation: &mut Conversation) {
         for message in &mut conversation.messages {
             if let InputMessage::Assistant {
                 reasoning_content: Some(reasoning),
@@ -85,7 +89,7 @@ impl Replay {
     }
 
     /// Puts remembered blocks in the place of their renderings in a prompt.
-    pub(crate) fn restore_blocks(
+    pub fn restore_blocks(
         &self,
         conversation: &Conversation,
         special: &SpecialTokens,

@@ -28,7 +28,7 @@ pub(super) struct LiveSession<B: Backend> {
 
 /// Where the computed beginning of a prompt came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum ReuseSource {
+pub enum ReuseSource {
     /// Nothing was there.
     None,
     /// A session that ended where the prompt goes on.

@@ -21,7 +21,7 @@ use super::{
     queue::Queue,
     sequence::{Outcome, Request, Sequence},
 };
-use crate::metrics::Metrics;
+use crate::Observer;
 
 /// How long to sleep when every running request waits for its client.
 const NAP: Duration = Duration::from_millis(2);
@@ -41,7 +41,7 @@ pub(super) struct Worker<B: Backend> {
     tokenizer: Arc<Tokenizer>,
     limits: SchedulerLimits,
     session_bytes: SessionBytes,
-    metrics: Metrics,
+    observer: Box<dyn Observer>,
     load: Arc<Load>,
     messages: Receiver<Message>,
     queue: Queue,
@@ -64,7 +64,7 @@ impl<B: Backend> Worker<B> {
         tokenizer: Arc<Tokenizer>,
         limits: SchedulerLimits,
         session_bytes: SessionBytes,
-        metrics: Metrics,
+        observer: Box<dyn Observer>,
         load: Arc<Load>,
         messages: Receiver<Message>,
     ) -> Self {
@@ -74,7 +74,7 @@ impl<B: Backend> Worker<B> {
             pace: Pace::new(limits.prefill_chunk),
             limits,
             session_bytes,
-            metrics,
+            observer,
             load,
             messages,
             queue: Queue::default(),
@@ -236,8 +236,8 @@ impl<B: Backend> Worker<B> {
         match start {
             Ok(start) => {
                 self.load.waiting.fetch_sub(1, Ordering::Relaxed);
-                self.metrics.prompt(request.job.prompt.len(), start.covered, start.source);
-                self.metrics.queue_seconds.observe(request.since.elapsed().as_secs_f64());
+                self.observer.prompt(request.job.prompt.len(), start.covered, start.source);
+                self.observer.queued(request.since.elapsed());
                 let context = self.limits.context;
                 let sequence = Sequence::new(request, start, context, &self.tokenizer);
                 self.run_sequence(sequence);
@@ -319,7 +319,7 @@ impl<B: Backend> Worker<B> {
     fn evict(&mut self) -> bool {
         let evicted = self.pool.evict();
         if evicted {
-            self.metrics.evicted.inc();
+            self.observer.evicted();
         }
         evicted
     }
@@ -337,7 +337,7 @@ impl<B: Backend> Worker<B> {
 
     /// Takes a request's memory away; its tokens are computed again when there is room.
     fn set_aside(&mut self, index: usize) {
-        self.metrics.set_aside.inc();
+        self.observer.set_aside();
         let mut request = self.running.remove(index).set_aside();
         request.outbox.flush();
         let place = self.aside.partition_point(|other| other.since <= request.since);
@@ -353,7 +353,7 @@ impl<B: Backend> Worker<B> {
         }
         let (result, time) = self.compute(&planned.indices);
         self.pace.measured(planned.answers, planned.prompt_tokens, time);
-        self.metrics.step(planned.answers, planned.prompt_tokens, time);
+        self.observer.step(planned.answers, planned.prompt_tokens, time);
         match result {
             Ok(logits) => self.take_in(&planned.indices, &logits),
             Err(error) => self.failed(&planned.indices, error),
@@ -507,10 +507,10 @@ impl<B: Backend> Worker<B> {
     /// Ends a request; without an event its client is gone.
     fn end(&mut self, mut request: Request, event: Option<Event>) {
         if let Some(event) = event {
-            self.metrics.ended(&event, request.since.elapsed());
+            self.observer.ended(&event, request.since.elapsed());
             request.outbox.push(event);
         } else {
-            self.metrics.cancelled.inc();
+            self.observer.cancelled();
         }
         self.note_duration(request.since.elapsed());
         self.leave(request.outbox);
@@ -539,7 +539,7 @@ impl<B: Backend> Worker<B> {
         let running = self.running.len() + self.aside.len();
         self.load.running.store(running, Ordering::Relaxed);
         let (idle, bytes) = (self.pool.len(), self.pool.bytes());
-        self.metrics.sessions(running, idle, self.queue.len(), bytes);
+        self.observer.sessions(running, idle, self.queue.len(), bytes);
     }
 }
 

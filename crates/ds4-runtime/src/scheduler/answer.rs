@@ -8,7 +8,7 @@ use ds4_engine::{Logits, LogitsWanted, TokenId, sampling::Sampler, sampling::log
 use ds4_model::tokenizer::Tokenizer;
 
 use super::{AnswerToken, Event, Finish, outbox::Outbox};
-use crate::guide::{Guide, Next};
+use crate::grammar::{Guide, Next};
 
 /// An answer.
 pub(super) struct Answer {

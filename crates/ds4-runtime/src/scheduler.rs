@@ -1,4 +1,4 @@
-//! Runs requests on the engine, many at a time, on one thread of its own.
+//! The scheduler: runs requests on the engine, many at a time, on one thread of its own.
 //!
 //! Every step of the engine advances all running answers by a token and, in what time that
 //! leaves, computes a slice of the prompts of newer requests. A request is a [`Job`]; what becomes of it
@@ -31,9 +31,9 @@ use ds4_engine::{
 use ds4_model::tokenizer::Tokenizer;
 use tokio::sync::{Notify, mpsc};
 
-use crate::{guide::Guide, metrics::Metrics};
+use crate::{Observer, grammar::Guide};
 
-pub(crate) use pool::ReuseSource;
+pub use pool::ReuseSource;
 
 /// Events that a request may be ahead of its client before it pauses.
 const EVENTS_AHEAD: usize = 256;
@@ -62,28 +62,32 @@ pub type SessionBytes = Box<dyn Fn(usize) -> u64 + Send>;
 
 /// Who asks; clients take turns when requests have to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ClientId(pub(crate) u64);
+pub struct ClientId(pub u64);
 
 /// A request in terms of tokens.
-pub(crate) struct Job {
-    pub(crate) client: ClientId,
+pub struct Job {
+    /// Who asks.
+    pub client: ClientId,
     /// At least one token.
-    pub(crate) prompt: Vec<TokenId>,
+    pub prompt: Vec<TokenId>,
     /// Most tokens of the answer, at least one.
-    pub(crate) max_tokens: usize,
-    pub(crate) sampling: SamplingParams,
-    pub(crate) seed: u64,
+    pub max_tokens: usize,
+    /// How tokens are drawn.
+    pub sampling: SamplingParams,
+    /// Seed of the draws.
+    pub seed: u64,
     /// How many of the likeliest tokens to report with each; `None` reports no probabilities.
-    pub(crate) top_logprobs: Option<usize>,
-    pub(crate) guide: Guide,
+    pub top_logprobs: Option<usize>,
+    /// What the answer must look like.
+    pub guide: Guide,
     /// When the answer must be there.
-    pub(crate) deadline: Option<Instant>,
+    pub deadline: Option<Instant>,
 }
 
 /// What becomes of a request, in order: `Started`, any number of `Token`, `Finished`; or at any
 /// time `Failed`, which is the last.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Event {
+pub enum Event {
     /// Its turn has come.
     Started {
         /// Tokens of the prompt that were computed before.
@@ -99,15 +103,16 @@ pub(crate) enum Event {
 
 /// A token of an answer.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct AnswerToken {
-    pub(crate) token: TokenId,
+pub struct AnswerToken {
+    /// Which one.
+    pub token: TokenId,
     /// Its log-probability, and the likeliest tokens, if asked for.
-    pub(crate) logprobs: Option<(f32, Vec<TokenLogprob>)>,
+    pub logprobs: Option<(f32, Vec<TokenLogprob>)>,
 }
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Finish {
+pub enum Finish {
     /// The model ended it, or what it had to write is complete.
     Stop,
     /// It has as many tokens as allowed.
@@ -116,7 +121,7 @@ pub(crate) enum Finish {
 
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Failure {
+pub enum Failure {
     /// The engine or the grammar failed.
     #[error("{0}")]
     Engine(String),
@@ -139,7 +144,7 @@ pub(crate) enum Failure {
 
 /// Why a request was not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub enum Refused {
     /// Too many wait already.
     QueueFull {
         /// When to try again.
@@ -153,7 +158,7 @@ pub(crate) enum Refused {
 
 /// The way to the scheduler's thread.
 #[derive(Clone)]
-pub(crate) struct Scheduler {
+pub struct Runtime {
     inbox: std_mpsc::Sender<Message>,
     load: Arc<Load>,
     waiting_limit: usize,
@@ -161,28 +166,43 @@ pub(crate) struct Scheduler {
 
 /// Figures that both sides need at once.
 #[derive(Debug, Default)]
-pub(crate) struct Load {
+pub struct Load {
     /// Requests that wait for their turn.
-    pub(crate) waiting: AtomicUsize,
+    waiting: AtomicUsize,
     /// Requests whose turn it is.
-    pub(crate) running: AtomicUsize,
+    running: AtomicUsize,
     /// Usual time of a request, in milliseconds.
-    pub(crate) usual_millis: AtomicUsize,
+    usual_millis: AtomicUsize,
     /// Not 0 once the server ends.
-    pub(crate) closed: AtomicUsize,
+    closed: AtomicUsize,
     /// Why nothing can be computed any more.
     fatal: OnceLock<String>,
     fatal_was_set: Notify,
 }
 
 impl Load {
+    /// Requests that wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Requests whose turn it is.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// Whether no more requests are taken.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed) != 0
+    }
+
     /// Why nothing can be computed any more; none as long as all is well.
-    pub(crate) fn fatal(&self) -> Option<&str> {
+    pub fn fatal(&self) -> Option<&str> {
         self.fatal.get().map(String::as_str)
     }
 
     /// Waits until nothing can be computed any more.
-    pub(crate) async fn until_fatal(&self) {
+    pub async fn until_fatal(&self) {
         self.fatal_was_set.notified().await;
     }
 
@@ -218,21 +238,21 @@ struct Submitted {
     since: Instant,
 }
 
-impl Scheduler {
+impl Runtime {
     /// Starts the thread. It ends after [`close`](Self::close), or when every clone is gone.
-    pub(crate) fn start<B>(
+    pub fn start<B>(
         engine: Engine<B>,
         tokenizer: Arc<Tokenizer>,
         limits: SchedulerLimits,
         session_bytes: SessionBytes,
-        metrics: Metrics,
-    ) -> std::io::Result<(Scheduler, JoinHandle<()>)>
+        observer: Box<dyn Observer>,
+    ) -> std::io::Result<(Runtime, JoinHandle<()>)>
     where
         B: Backend + 'static,
     {
         let (inbox, messages) = std_mpsc::channel();
         let load = Arc::new(Load::default());
-        let scheduler = Scheduler { inbox, load: load.clone(), waiting_limit: limits.waiting };
+        let runtime = Runtime { inbox, load: load.clone(), waiting_limit: limits.waiting };
         let thread =
             std::thread::Builder::new().name("ds4-scheduler".to_owned()).spawn(move || {
                 let _alarm = Alarm(load.clone());
@@ -241,17 +261,17 @@ impl Scheduler {
                     tokenizer,
                     limits,
                     session_bytes,
-                    metrics,
+                    observer,
                     load,
                     messages,
                 )
                 .run();
             })?;
-        Ok((scheduler, thread))
+        Ok((runtime, thread))
     }
 
     /// Queues a request.
-    pub(crate) fn submit(&self, job: Job) -> Result<mpsc::Receiver<Event>, Refused> {
+    pub fn submit(&self, job: Job) -> Result<mpsc::Receiver<Event>, Refused> {
         if let Some(reason) = self.load.fatal() {
             return Err(Refused::Fatal(reason.to_owned()));
         }
@@ -271,14 +291,14 @@ impl Scheduler {
     }
 
     /// Takes no more requests, and ends the running ones by `until`.
-    pub(crate) fn close(&self, until: Instant) {
+    pub fn close(&self, until: Instant) {
         self.load.closed.store(1, Ordering::Relaxed);
         // If the thread has ended already, there is nothing left to close.
         let _ = self.inbox.send(Message::Close(until));
     }
 
     /// Figures for the operator and the metrics.
-    pub(crate) fn load(&self) -> &Load {
+    pub fn load(&self) -> &Load {
         &self.load
     }
 
