@@ -31,7 +31,7 @@ use ds4_engine::{
 use ds4_model::tokenizer::Tokenizer;
 use tokio::sync::{Notify, mpsc};
 
-use crate::{Observer, grammar::Guide};
+use crate::{Observer, grammar::AnswerGrammar};
 
 pub use pool::ReuseSource;
 
@@ -78,8 +78,8 @@ pub struct Job {
     pub seed: u64,
     /// How many of the likeliest tokens to report with each; `None` reports no probabilities.
     pub top_logprobs: Option<usize>,
-    /// What the answer must look like.
-    pub guide: Guide,
+    /// What the answer must look like; without one, anything.
+    pub grammar: Option<AnswerGrammar>,
     /// When the answer must be there.
     pub deadline: Option<Instant>,
 }

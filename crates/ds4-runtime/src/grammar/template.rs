@@ -3,7 +3,7 @@
 use ds4_engine::TokenId;
 use llguidance::toktrie::SimpleVob;
 
-use super::Grammars;
+use super::compiler::Grammars;
 
 /// A stretch of fixed text.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,9 +18,10 @@ use ds4_engine::TokenId;
 use llguidance::Matcher;
 
 use super::{
-    Grammars, Next, ToolSet, compiler,
+    compiler::{self, Grammars},
+    mask::Next,
     template::{Choice, Piece, Template, pieces},
-    tool_set::{Parameter, TextRule, Tool},
+    tool_set::{Parameter, TextRule, Tool, ToolSet},
 };
 
 /// How a value ends: `</` and the marker.

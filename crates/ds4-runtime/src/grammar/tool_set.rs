@@ -5,7 +5,7 @@ use std::sync::Arc;
 use deepseek_recipe_core::tools::ToolDefinition;
 use serde_json::{Map, Value, json};
 
-use super::{Grammar, GrammarError, Grammars};
+use super::compiler::{Grammar, GrammarError, Grammars};
 
 /// References that are followed to find a schema's types.
 const DEEPEST: usize = 16;

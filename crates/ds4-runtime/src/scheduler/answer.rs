@@ -8,11 +8,12 @@ use ds4_engine::{Logits, LogitsWanted, TokenId, sampling::Sampler, sampling::log
 use ds4_model::tokenizer::Tokenizer;
 
 use super::{AnswerToken, Event, Finish, outbox::Outbox};
-use crate::grammar::{Guide, Next};
+use crate::grammar::{AnswerGrammar, Next};
 
 /// An answer.
 pub(super) struct Answer {
-    pub(super) guide: Guide,
+    /// Says what may come next; without one, anything.
+    pub(super) grammar: Option<AnswerGrammar>,
     /// What comes next, if that is known already.
     pub(super) ahead: Option<Result<Continuation, String>>,
     pub(super) sampler: Sampler,
@@ -43,15 +44,24 @@ pub(super) struct Growth<'a> {
 impl Answer {
     /// What a step must give for [`grow`](Self::grow).
     pub(super) fn wanted(&self) -> LogitsWanted {
-        if self.guide.has_rules() || self.top_logprobs.is_some() {
+        if self.has_rules() || self.top_logprobs.is_some() {
             return LogitsWanted::Last;
         }
         self.sampler.wants()
     }
 
+    fn has_rules(&self) -> bool {
+        self.grammar.as_ref().is_some_and(AnswerGrammar::has_rules)
+    }
+
+    /// The tokens that must come next; none if there is a choice.
+    fn forced(&mut self) -> Vec<TokenId> {
+        self.grammar.as_mut().map_or_else(Vec::new, AnswerGrammar::forced)
+    }
+
     /// Whether [`look_ahead`](Self::look_ahead) would find out what is not known yet.
     pub(super) fn wants_look_ahead(&self) -> bool {
-        self.ahead.is_none() && self.guide.has_rules()
+        self.ahead.is_none() && self.has_rules()
     }
 
     /// Finds out what can come next.
@@ -60,9 +70,10 @@ impl Answer {
     }
 
     fn look(&mut self) -> Result<Continuation, String> {
-        let certain = self.guide.forced();
+        let Some(grammar) = &mut self.grammar else { return Ok(Continuation::Choice(Next::Any)) };
+        let certain = grammar.forced();
         if certain.is_empty() {
-            return Ok(Continuation::Choice(self.guide.next()?));
+            return Ok(Continuation::Choice(grammar.next()?));
         }
         Ok(Continuation::Certain(certain))
     }
@@ -95,7 +106,7 @@ impl Answer {
         if self.top_logprobs.is_some() {
             return Ok(None);
         }
-        let certain = self.guide.forced();
+        let certain = self.forced();
         self.add_certain(certain, to)
     }
 
@@ -118,7 +129,7 @@ impl Answer {
             if self.top_logprobs.is_some() {
                 break;
             }
-            tokens = self.guide.forced();
+            tokens = self.forced();
         }
         Ok(None)
     }
@@ -131,7 +142,9 @@ impl Answer {
         to.outbox.hold(Event::Token(AnswerToken { token, logprobs }));
         self.tokens_left -= 1;
         to.pending.push(token);
-        if self.guide.accept(token)? {
+        if let Some(grammar) = &mut self.grammar
+            && grammar.accept(token)?
+        {
             return Ok(Some(Finish::Stop));
         }
         let full = to.pending.len() >= to.most;

@@ -69,7 +69,7 @@ impl<B: Backend> Sequence<B> {
         tokenizer: &Tokenizer,
     ) -> Self {
         let Submitted { job, events, since } = submitted;
-        let Job { prompt, max_tokens, sampling, seed, top_logprobs, guide, deadline, .. } = job;
+        let Job { prompt, max_tokens, sampling, seed, top_logprobs, grammar, deadline, .. } = job;
         let kept = start.live.session.len();
         let shift = |at: usize| (at + kept).checked_sub(start.covered);
         let marks = checkpoint_places(&prompt, tokenizer);
@@ -85,7 +85,7 @@ impl<B: Backend> Sequence<B> {
             pending,
             marks,
             answer: Answer {
-                guide,
+                grammar,
                 ahead: None,
                 sampler: Sampler::new(sampling, seed),
                 top_logprobs,

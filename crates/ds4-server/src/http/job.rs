@@ -12,7 +12,7 @@ use ds4_engine::{TokenId, sampling::SamplingParams};
 use ds4_model::tokenizer::TokenizerError;
 use ds4_runtime::{
     ClientId, Job,
-    grammar::{Grammar, Guide, Rules, ToolSet, strictly},
+    grammar::{AnswerGrammar, Grammar, Rules, ToolSet, strictly},
 };
 use serde_json::json;
 
@@ -43,7 +43,7 @@ pub(crate) fn prepare(
         let param = if options.raw_prompt.is_some() { "prompt" } else { "messages" };
         return Err(ApiError::context(param, prompt.len(), context));
     }
-    let guide = guide(app, request, options)?;
+    let grammar = grammar(app, request, options)?;
     let opening = opening(app, &prompt, request);
     let left = context - prompt.len();
     let asked = request.inference_options.max_tokens.map_or(left, |tokens| tokens as usize);
@@ -57,7 +57,7 @@ pub(crate) fn prepare(
             .inference_options
             .logprobs
             .then(|| usize::from(request.inference_options.top_logprobs.unwrap_or(0))),
-        guide,
+        grammar,
         deadline: (limit > Duration::ZERO).then(|| Instant::now() + limit),
         prompt,
     };
@@ -121,7 +121,11 @@ fn sampling(request: &ConversationRequest, options: &Options) -> SamplingParams 
     }
 }
 
-fn guide(app: &App, request: &ConversationRequest, options: &Options) -> Result<Guide, ApiError> {
+fn grammar(
+    app: &App,
+    request: &ConversationRequest,
+    options: &Options,
+) -> Result<Option<AnswerGrammar>, ApiError> {
     let parsing = &request.parsing_options;
     let tools = parsing.parse_tool_calls.then(|| {
         let named = options.named_tool.as_deref();
@@ -134,7 +138,7 @@ fn guide(app: &App, request: &ConversationRequest, options: &Options) -> Result<
         ToolSet::compile(&app.grammars, &tools, named, !options.single_call)
     });
     let thinking = parsing.thinking_initial_stage;
-    Ok(Guide::new(Rules {
+    Ok(AnswerGrammar::new(Rules {
         grammars: Arc::clone(&app.grammars),
         starts_in_reasoning: thinking.is_some_and(|stage| stage.starts_in_reasoning()),
         format: format(app, request)?,
