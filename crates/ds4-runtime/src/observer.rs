@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Event, ReuseSource};
+use crate::{request::Event, scheduler::pool::ReuseSource};
 
 /// Hears what the runtime does. All calls come from the scheduler's thread, between two steps, so
 /// none may take long. Each does nothing unless it is overridden.

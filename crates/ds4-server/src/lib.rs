@@ -14,15 +14,13 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::Arc,
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use ds4_engine::{Backend, Engine};
 use ds4_model::prompt::PromptEncoder;
-use ds4_runtime::{Runtime, grammar::Grammars, replay::Replay};
+use ds4_runtime::{Limits, Runtime, SessionBytes, grammar::Grammars, replay::Replay};
 
-pub use ds4_runtime::{SchedulerLimits, SessionBytes};
 pub use http::{app::HttpLimits, listen::TlsFiles};
 
 use http::{access::Access, app::App, trace::TraceFile};
@@ -44,7 +42,7 @@ pub struct ServerConfig {
     /// Bounds of requests as such.
     pub http: HttpLimits,
     /// Bounds of what runs.
-    pub scheduler: SchedulerLimits,
+    pub scheduler: Limits,
     /// Time for a request in all; zero is without end.
     pub request_timeout: Duration,
     /// Time that running answers have to end when the server does.
@@ -107,7 +105,6 @@ pub fn runtime() -> io::Result<tokio::runtime::Runtime> {
 pub struct Server {
     app: Arc<App>,
     listener: TcpListener,
-    thread: JoinHandle<()>,
 }
 
 /// Figures of a running server.
@@ -164,8 +161,7 @@ impl Server {
             .map_err(|error| ServeError::Vocabulary(error.to_string()))?;
         let metrics = Metrics::new();
         let observer = Box::new(metrics.clone());
-        let (runtime, thread) =
-            Runtime::start(engine, tokenizer, config.scheduler, session_bytes, observer)?;
+        let runtime = Runtime::start(engine, tokenizer, config.scheduler, session_bytes, observer)?;
         let access = Access::new(config.tokens.clone(), config.cors, address);
         let app = App {
             access,
@@ -178,7 +174,7 @@ impl Server {
             started: dialect::unix_time(),
             config,
         };
-        Ok(Server { app: Arc::new(app), listener, thread })
+        Ok(Server { app: Arc::new(app), listener })
     }
 
     /// The address, with the port that was chosen if none was asked for.
@@ -226,8 +222,9 @@ impl Server {
                 .await;
         stopper.abort();
         self.app.runtime.close(Instant::now());
-        // Whatever becomes of the thread, the scheduler knows of it.
-        let _ = tokio::task::spawn_blocking(move || self.thread.join()).await;
+        let app = self.app.clone();
+        // What becomes of the thread is in the runtime's load.
+        let _ = tokio::task::spawn_blocking(move || app.runtime.join()).await;
         match self.app.runtime.load().fatal() {
             Some(reason) => Err(ServeError::Fatal(reason.to_owned())),
             None => Ok(served?),

@@ -7,8 +7,11 @@
 use ds4_engine::{Logits, LogitsWanted, TokenId, sampling::Sampler, sampling::logprobs};
 use ds4_model::tokenizer::Tokenizer;
 
-use super::{AnswerToken, Event, Finish, outbox::Outbox};
-use crate::grammar::{AnswerGrammar, Next};
+use super::outbox::Outbox;
+use crate::{
+    grammar::{AnswerGrammar, Next},
+    request::{AnswerToken, Event, Finish},
+};
 
 /// An answer.
 pub(super) struct Answer {

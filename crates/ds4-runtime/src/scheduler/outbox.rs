@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use super::Event;
+use crate::request::Event;
 
 /// Events that a client has not been told of yet.
 pub(super) struct Outbox {

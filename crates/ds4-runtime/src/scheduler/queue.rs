@@ -1,9 +1,19 @@
 //! Requests that wait for their turn: first come first served within a client, and clients take
 //! turns, so that one with many requests delays the others by one request at most.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
-use super::{ClientId, Submitted};
+use tokio::sync::mpsc;
+
+use crate::request::{ClientId, Event, Request};
+
+/// A request on its way.
+pub(crate) struct Submitted {
+    pub(crate) request: Request,
+    pub(crate) events: mpsc::Sender<Event>,
+    /// When it was submitted.
+    pub(crate) since: Instant,
+}
 
 /// Waiting requests.
 #[derive(Default)]
@@ -15,7 +25,7 @@ pub(super) struct Queue {
 impl Queue {
     /// Adds a request.
     pub(super) fn push(&mut self, request: Submitted) {
-        let client = request.job.client;
+        let client = request.request.client;
         match self.clients.iter_mut().find(|(id, _)| *id == client) {
             Some((_, requests)) => requests.push_back(request),
             None => self.clients.push_back((client, VecDeque::from([request]))),
@@ -39,7 +49,7 @@ impl Queue {
 
     /// Puts a request back whose turn it was, and still is.
     pub(super) fn put_back(&mut self, request: Submitted) {
-        let client = request.job.client;
+        let client = request.request.client;
         let place = self.clients.iter().position(|(id, _)| *id == client);
         let others = place.and_then(|place| self.clients.remove(place));
         let mut requests = others.map_or_else(VecDeque::new, |(_, requests)| requests);

@@ -7,11 +7,12 @@ use ds4_engine::{Backend, Engine, Logits, LogitsWanted, TokenId, Work, sampling:
 use ds4_model::tokenizer::Tokenizer;
 
 use super::{
-    Event, Failure, Job, Submitted,
     answer::{Answer, Growth},
     outbox::Outbox,
     pool::{LiveSession, Start},
+    queue::Submitted,
 };
+use crate::request::{self, Event, Failure};
 
 /// A request whose turn it is.
 pub(super) struct Sequence<B: Backend> {
@@ -68,8 +69,17 @@ impl<B: Backend> Sequence<B> {
         context: usize,
         tokenizer: &Tokenizer,
     ) -> Self {
-        let Submitted { job, events, since } = submitted;
-        let Job { prompt, max_tokens, sampling, seed, top_logprobs, grammar, deadline, .. } = job;
+        let Submitted { request, events, since } = submitted;
+        let request::Request {
+            prompt,
+            max_tokens,
+            sampling,
+            seed,
+            top_logprobs,
+            grammar,
+            deadline,
+            ..
+        } = request;
         let kept = start.live.session.len();
         let shift = |at: usize| (at + kept).checked_sub(start.covered);
         let marks = checkpoint_places(&prompt, tokenizer);
@@ -139,7 +149,10 @@ impl<B: Backend> Sequence<B> {
     /// The planned work is done.
     pub(super) fn stepped(&mut self, engine: &Engine<B>) {
         self.request.pending.drain(..self.slice);
-        self.request.prompt_left = self.request.prompt_left.min(self.request.pending.len());
+        let left = self.request.prompt_left.min(self.request.pending.len());
+        if left < std::mem::replace(&mut self.request.prompt_left, left) {
+            self.request.outbox.hold(Event::Prefill { left });
+        }
         self.slice = 0;
         if self.request.marks.front() == Some(&self.live.session.len()) {
             self.request.marks.pop_front();

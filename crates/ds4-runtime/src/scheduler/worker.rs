@@ -14,14 +14,18 @@ use ds4_model::tokenizer::Tokenizer;
 use rayon::prelude::*;
 
 use super::{
-    Event, Failure, Load, Message, SchedulerLimits, SessionBytes, Submitted,
     outbox::Outbox,
     pace::Pace,
     pool::{LiveSession, Pool},
-    queue::Queue,
+    queue::{Queue, Submitted},
     sequence::{Outcome, Request, Sequence},
 };
-use crate::Observer;
+use crate::{
+    limits::{Limits, SessionBytes},
+    load::Load,
+    observer::Observer,
+    request::{Event, Failure},
+};
 
 /// How long to sleep when every running request waits for its client.
 const NAP: Duration = Duration::from_millis(2);
@@ -36,10 +40,18 @@ const WORTH_SHARING: usize = 1 << 18;
 /// looked at before every step.
 const USUAL_ANSWER: usize = 2048;
 
-pub(super) struct Worker<B: Backend> {
+/// What clients tell the thread.
+pub(crate) enum Message {
+    /// A request.
+    Submitted(Box<Submitted>),
+    /// End what runs by this time, and begin nothing.
+    Close(Instant),
+}
+
+pub(crate) struct Worker<B: Backend> {
     engine: Engine<B>,
     tokenizer: Arc<Tokenizer>,
-    limits: SchedulerLimits,
+    limits: Limits,
     session_bytes: SessionBytes,
     observer: Box<dyn Observer>,
     load: Arc<Load>,
@@ -59,10 +71,10 @@ pub(super) struct Worker<B: Backend> {
 }
 
 impl<B: Backend> Worker<B> {
-    pub(super) fn new(
+    pub(crate) fn new(
         engine: Engine<B>,
         tokenizer: Arc<Tokenizer>,
-        limits: SchedulerLimits,
+        limits: Limits,
         session_bytes: SessionBytes,
         observer: Box<dyn Observer>,
         load: Arc<Load>,
@@ -88,7 +100,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Works until closed, or until nobody can send requests any more.
-    pub(super) fn run(mut self) {
+    pub(crate) fn run(mut self) {
         while self.receive() {
             self.part_with_clients();
             self.admit();
@@ -128,7 +140,7 @@ impl<B: Backend> Worker<B> {
                 }
             };
             match message {
-                Message::Job(submitted) => self.queue.push(*submitted),
+                Message::Submitted(submitted) => self.queue.push(*submitted),
                 Message::Close(until) => self.close(until),
             }
         }
@@ -145,7 +157,7 @@ impl<B: Backend> Worker<B> {
     fn part_with_clients(&mut self) {
         let now = Instant::now();
         let gone = |request: &Submitted| {
-            request.events.is_closed() || request.job.deadline.is_some_and(|at| at <= now)
+            request.events.is_closed() || request.request.deadline.is_some_and(|at| at <= now)
         };
         for request in self.queue.remove(gone) {
             self.refuse(request, Failure::Deadline);
@@ -184,7 +196,7 @@ impl<B: Backend> Worker<B> {
         }
         while self.aside.is_empty() && self.running.len() < self.limits.running {
             let Some(next) = self.queue.peek() else { break };
-            let tokens = next.job.prompt.len() + next.job.max_tokens.min(USUAL_ANSWER);
+            let tokens = next.request.prompt.len() + next.request.max_tokens.min(USUAL_ANSWER);
             let needed = (self.session_bytes)(tokens);
             if !self.has_room(needed) {
                 break;
@@ -231,12 +243,12 @@ impl<B: Backend> Worker<B> {
             let room = worker.pool.bytes() as u64 + reserved <= worker.kv_bytes();
             let running: Vec<_> = worker.running.iter().map(|sequence| &sequence.live).collect();
             let (engine, tokenizer) = (&worker.engine, &*worker.tokenizer);
-            worker.pool.start(engine, tokenizer, &request.job.prompt, &running, room)
+            worker.pool.start(engine, tokenizer, &request.request.prompt, &running, room)
         });
         match start {
             Ok(start) => {
                 self.load.waiting.fetch_sub(1, Ordering::Relaxed);
-                self.observer.prompt(request.job.prompt.len(), start.covered, start.source);
+                self.observer.prompt(request.request.prompt.len(), start.covered, start.source);
                 self.observer.queued(request.since.elapsed());
                 let context = self.limits.context;
                 let sequence = Sequence::new(request, start, context, &self.tokenizer);

@@ -23,10 +23,9 @@ use deepseek_recipe::{
     },
 };
 use ds4_engine::TokenId;
-use ds4_runtime::{AnswerToken, ClientId, Event, Failure, Finish};
+use ds4_runtime::{AnswerToken, ClientId, Event, Events, Failure, Finish};
 use futures_util::{Stream, StreamExt};
 use serde_json::Value;
-use tokio::sync::mpsc::Receiver;
 
 use super::{
     app::App,
@@ -140,7 +139,7 @@ impl Progress {
 fn chunks<R: Reply>(
     recorder: Recorder<R>,
     request: &ConversationRequest,
-    events: Receiver<Event>,
+    events: Events,
 ) -> impl Stream<Item = Result<Chunk<R>, StreamError>> + Send + use<R> {
     let tokenizer = recorder.app.encoder.tokenizer().clone();
     let progress = recorder.progress.clone();
@@ -151,11 +150,11 @@ fn chunks<R: Reply>(
 
 /// The scheduler's events as the output parser wants them.
 fn inference(
-    mut events: Receiver<Event>,
+    mut events: Events,
     progress: Arc<Progress>,
 ) -> impl Stream<Item = InferenceChunk> + Send {
     stream! {
-        while let Some(event) = events.recv().await {
+        while let Some(event) = events.next().await {
             match event {
                 Event::Started { cached } => {
                     progress.cached.store(cached, Ordering::Relaxed);
@@ -166,6 +165,7 @@ fn inference(
                     };
                     yield InferenceChunk::Ready { system_fingerprint: None, prompt_usage };
                 }
+                Event::Prefill { .. } => {}
                 Event::Token(token) => {
                     progress.tokens().push(token.token);
                     progress.with_trace(|trace| trace.token());
@@ -185,7 +185,6 @@ fn inference(
                 }
             }
         }
-        progress.fail(Failure::Engine("the engine stopped".to_owned()));
     }
 }
 

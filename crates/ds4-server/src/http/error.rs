@@ -168,9 +168,10 @@ impl From<Refused> for ApiError {
                 }
             }
             Refused::ShuttingDown => Failure::ShuttingDown.into(),
-            Refused::Fatal(reason) => {
-                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, Failure::Fatal(reason).to_string())
-            }
+            Refused::Fatal(reason) => ApiError {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                ..Failure::Fatal(reason).into()
+            },
         }
     }
 }
@@ -182,6 +183,12 @@ impl From<Failure> for ApiError {
             Failure::Deadline | Failure::Stalled => StatusCode::GATEWAY_TIMEOUT,
             Failure::Memory(_) | Failure::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         };
-        ApiError::new(status, failure.to_string())
+        let message = match failure {
+            Failure::Fatal(reason) => format!("{reason}: the server is ending"),
+            Failure::Deadline => "the request took longer than this server allows".to_owned(),
+            Failure::ShuttingDown => "the server is shutting down".to_owned(),
+            failure => failure.to_string(),
+        };
+        ApiError::new(status, message)
     }
 }

@@ -11,7 +11,7 @@ use deepseek_recipe_core::conversation::ResponseFormat;
 use ds4_engine::{TokenId, sampling::SamplingParams};
 use ds4_model::tokenizer::TokenizerError;
 use ds4_runtime::{
-    ClientId, Job,
+    ClientId, Request,
     grammar::{AnswerGrammar, Grammar, Rules, ToolSet, strictly},
 };
 use serde_json::json;
@@ -24,7 +24,7 @@ const TOP_P_WITH_TOOLS: f32 = 0.95;
 
 /// A job, and the prompt's text for the trace.
 pub(crate) struct Prepared {
-    pub(crate) job: Job,
+    pub(crate) job: Request,
     /// The end of the prompt from the marker on, if it opens a block of tool calls.
     pub(crate) opening: Vec<TokenId>,
     pub(crate) prompt_text: Option<String>,
@@ -48,7 +48,7 @@ pub(crate) fn prepare(
     let left = context - prompt.len();
     let asked = request.inference_options.max_tokens.map_or(left, |tokens| tokens as usize);
     let limit = app.config.request_timeout;
-    let job = Job {
+    let job = Request {
         client,
         max_tokens: asked.clamp(1, left),
         sampling: sampling(request, options),

@@ -14,7 +14,8 @@ use std::{
 use ds4_cpu::{CpuBackend, Kernels};
 use ds4_engine::{Backend, Engine, rows::CacheRounding};
 use ds4_model::{Model, profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
-use ds4_server::{HttpLimits, Monitor, SchedulerLimits, ServeError, Server, ServerConfig};
+use ds4_runtime::Limits;
+use ds4_server::{HttpLimits, Monitor, ServeError, Server, ServerConfig};
 use gguf::GgufFile;
 use scripted::{Capacity, Scripted, Timing, Work};
 use serde_json::{Value, json};
@@ -50,7 +51,7 @@ pub fn config() -> ServerConfig {
         cors: false,
         tls: None,
         http: HttpLimits { read_timeout: Duration::from_secs(2), ..HttpLimits::default() },
-        scheduler: SchedulerLimits {
+        scheduler: Limits {
             context: 8192,
             running: 64,
             waiting: 64,

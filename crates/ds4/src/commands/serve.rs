@@ -11,7 +11,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use ds4_engine::Backend;
-use ds4_server::{HttpLimits, Monitor, SchedulerLimits, Server, ServerConfig, Status, TlsFiles};
+use ds4_runtime::Limits;
+use ds4_server::{HttpLimits, Monitor, Server, ServerConfig, Status, TlsFiles};
 
 use crate::{
     compute::ComputeArgs,
@@ -146,7 +147,7 @@ impl ServeArgs {
             cors: network.cors,
             tls: tls.map(|(certificates, key)| TlsFiles { certificates, key }),
             http: HttpLimits { body_bytes: network.max_body << 20, ..HttpLimits::default() },
-            scheduler: SchedulerLimits {
+            scheduler: Limits {
                 context: self.ctx,
                 running: self.load.parallel,
                 waiting: self.load.queue,
