@@ -36,6 +36,15 @@ pub struct Activations {
 }
 
 impl Activations {
+    /// Bytes of the activations of `rows` rows, about.
+    pub fn bytes(config: &Config, rows: usize) -> u64 {
+        let streams = STREAMS * config.hidden;
+        let heads = 2 * config.heads * HEAD_DIM;
+        let sublayer = 4 * config.hidden + 2 * config.q_rank + HEAD_DIM;
+        let experts = config.experts_used * (config.hidden + 2 * config.expert_width);
+        (rows * size_of::<f32>() * (streams + heads + sublayer + experts)) as u64
+    }
+
     pub(crate) fn new(config: &Config, n: usize) -> Self {
         let zeros = |width: usize| vec![0.0; n * width];
         Activations {

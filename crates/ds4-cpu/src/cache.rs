@@ -1,24 +1,28 @@
-//! Cached state of one session: rings for what later tokens overwrite, pages for what they don't.
+//! Cached state of one session: rings for the part that later tokens overwrite, pages for the rest.
 //!
-//! Rings are addressed by position modulo a capacity that exceeds the need by [`MAX_REWIND`], so
-//! that a short rewind is nothing but truncated row counts: a slot is always written again before
-//! it is read. Everything grows with use.
+//! Rings are addressed by position modulo a capacity that exceeds the need by
+//! [`MAX_REWIND`](ds4_engine::MAX_REWIND), so that a short rewind only truncates row counts: a slot
+//! is always written again before it is read. Everything grows with use. Forks share full pages.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use ds4_engine::{
-    MAX_REWIND,
-    backend::{CompressorInputs, Frontier, LayerFrontier, LayerRows, compressor_tail},
-    rows::{CacheRounding, RowCodec},
+    backend::{self, SavedFrontier, StageResult, own_frontier},
+    layout::{
+        CompressorInputs, Frontier, LayerFrontier, LayerLayout, Plane, PlaneLayout, StateLayout,
+        WINDOW_SLOTS, window_positions,
+    },
+    rows::RowCodec,
 };
-use ds4_model::config::{Config, INDEX_DIM, LayerKind, WINDOW};
 
 /// KV state of one session.
+#[derive(Clone)]
 pub struct Cache {
     pub(crate) layers: Vec<LayerCache>,
 }
 
 /// KV state of one layer.
+#[derive(Clone)]
 pub(crate) struct LayerCache {
     /// Key/value rows of the sliding window.
     pub window: RowRing,
@@ -29,44 +33,123 @@ pub(crate) struct LayerCache {
 }
 
 /// Rows made by a compressor, and the inputs of those to come.
+#[derive(Clone)]
 pub(crate) struct Compressed {
-    pub ratio: usize,
+    layout: PlaneLayout,
     pub inputs: InputRing,
     pub rows: RowStore,
 }
 
+/// A frontier in the memory of the process.
+struct Saved(Frontier);
+
+impl SavedFrontier for Saved {
+    fn bytes(&self) -> u64 {
+        let inputs = |i: &CompressorInputs| size_of_val(&i.values[..]) + size_of_val(&i.scores[..]);
+        let layer = |l: &LayerFrontier| l.window.len() + inputs(&l.compressor) + inputs(&l.indexer);
+        self.0.layers.iter().map(|l| layer(l) as u64).sum()
+    }
+}
+
+/// Bytes of a cache that holds `tokens` tokens: compressed rows come in whole pages.
+pub(crate) fn bytes_at(layout: &StateLayout, tokens: usize) -> u64 {
+    let unused = |p: PlaneLayout| {
+        let rows = p.rows(tokens);
+        (rows.next_multiple_of(RowStore::PAGE) - rows) * p.row_bytes
+    };
+    let planes = layout.layers().iter().flat_map(LayerLayout::planes);
+    layout.bytes(tokens) + planes.map(|(_, p)| unused(p) as u64).sum::<u64>()
+}
+
 impl Cache {
-    pub(crate) fn new(config: &Config, rounding: CacheRounding) -> Self {
-        let layer = |kind: LayerKind| LayerCache {
+    pub(crate) fn new(layout: &StateLayout) -> Self {
+        let rounding = layout.rounding();
+        let layer = |l: &LayerLayout| LayerCache {
             window: RowRing::new(rounding.kv_codec()),
-            compressed: (kind != LayerKind::Swa)
-                .then(|| Compressed::new(kind, kind.compressor_width(), rounding.kv_codec())),
-            index: (kind == LayerKind::Csa)
-                .then(|| Compressed::new(kind, 2 * INDEX_DIM, rounding.index_codec())),
+            compressed: l.rows.map(|p| Compressed::new(p, rounding.kv_codec())),
+            index: l.index_keys.map(|p| Compressed::new(p, rounding.index_codec())),
         };
-        Cache { layers: config.layers.iter().map(|l| layer(l.kind)).collect() }
+        Cache { layers: layout.layers().iter().map(layer).collect() }
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.layers.iter().map(LayerCache::bytes).sum()
-    }
-
-    pub(crate) fn rewind(&mut self, position: usize) {
-        for c in self.layers.iter_mut().flat_map(LayerCache::compressors_mut) {
-            c.rows.truncate(position / c.ratio);
+    fn plane(&self, layer: usize, plane: Plane) -> Option<&Compressed> {
+        let layer = &self.layers[layer];
+        match plane {
+            Plane::Rows => layer.compressed.as_ref(),
+            Plane::IndexKeys => layer.index.as_ref(),
         }
     }
 
-    pub(crate) fn frontier(&self, position: usize) -> Frontier {
-        let layers = self.layers.iter().map(|l| l.frontier(position)).collect();
-        Frontier { position, layers }
+    fn truncate_rows(&mut self, position: usize) {
+        for c in self.layers.iter_mut().flat_map(LayerCache::compressors_mut) {
+            c.rows.truncate(c.layout.rows(position));
+        }
+    }
+}
+
+impl backend::Cache for Cache {
+    fn bytes(&self) -> u64 {
+        self.layers.iter().map(|l| l.bytes() as u64).sum()
     }
 
-    pub(crate) fn set_frontier(&mut self, frontier: &Frontier) {
-        self.rewind(frontier.position);
+    /// Nothing to do ahead of time: pages come with use.
+    fn reserve(&mut self, _tokens: usize) -> StageResult {
+        Ok(())
+    }
+
+    fn rewind(&mut self, position: usize) {
+        self.truncate_rows(position);
+    }
+
+    fn fork(&self, position: usize) -> StageResult<Box<dyn backend::Cache>> {
+        let mut fork = self.clone();
+        fork.truncate_rows(position);
+        Ok(Box::new(fork))
+    }
+
+    fn save_frontier(&self, position: usize) -> StageResult<Box<dyn SavedFrontier>> {
+        Ok(Box::new(Saved(self.read_frontier(position)?)))
+    }
+
+    fn restore_frontier(&mut self, saved: &dyn SavedFrontier) -> StageResult {
+        let Saved(frontier) = own_frontier(saved)?;
+        self.write_frontier(frontier)
+    }
+
+    fn read_frontier(&self, position: usize) -> StageResult<Frontier> {
+        let layers = self.layers.iter().map(|l| l.frontier(position)).collect();
+        Ok(Frontier { position, layers })
+    }
+
+    fn write_frontier(&mut self, frontier: &Frontier) -> StageResult {
+        self.truncate_rows(frontier.position);
         for (layer, saved) in self.layers.iter_mut().zip(&frontier.layers) {
             layer.set_frontier(frontier.position, saved);
         }
+        Ok(())
+    }
+
+    fn read_rows(&self, layer: usize, plane: Plane, rows: Range<usize>) -> StageResult<Vec<u8>> {
+        Ok(self.plane(layer, plane).map_or_else(Vec::new, |c| c.rows.read(rows)))
+    }
+
+    fn write_rows(
+        &mut self,
+        layer: usize,
+        plane: Plane,
+        first: usize,
+        bytes: &[u8],
+    ) -> StageResult {
+        let layer = &mut self.layers[layer];
+        let compressed = match plane {
+            Plane::Rows => &mut layer.compressed,
+            Plane::IndexKeys => &mut layer.index,
+        };
+        if let Some(c) = compressed {
+            c.rows.truncate(first);
+            c.rows.append(bytes);
+        }
+        Ok(())
     }
 }
 
@@ -101,41 +184,17 @@ impl LayerCache {
             }
         }
     }
-
-    pub(crate) fn rows(&self) -> LayerRows {
-        let bytes = |c: &Option<Compressed>| c.as_ref().map(|c| c.rows.to_bytes());
-        LayerRows {
-            rows: bytes(&self.compressed).unwrap_or_default(),
-            index_keys: bytes(&self.index).unwrap_or_default(),
-        }
-    }
-
-    pub(crate) fn set_rows(&mut self, saved: &LayerRows) {
-        for (c, bytes) in [&mut self.compressed, &mut self.index]
-            .into_iter()
-            .zip([&saved.rows, &saved.index_keys])
-        {
-            if let Some(c) = c {
-                c.rows.set_bytes(bytes);
-            }
-        }
-    }
-}
-
-/// The window's positions after `position` tokens.
-fn window_positions(position: usize) -> Range<usize> {
-    position.saturating_sub(WINDOW)..position
 }
 
 impl Compressed {
-    fn new(kind: LayerKind, width: usize, codec: RowCodec) -> Self {
-        // Inputs of the window being filled, and at ratio 4 of the one before it.
-        let needed = if kind == LayerKind::Csa { 2 * kind.ratio() } else { kind.ratio() };
-        Compressed {
-            ratio: kind.ratio(),
-            inputs: InputRing::new(width, needed + MAX_REWIND),
-            rows: RowStore::new(codec),
-        }
+    fn new(layout: PlaneLayout, codec: RowCodec) -> Self {
+        let inputs = InputRing::new(layout.input_width, layout.ring_slots());
+        Compressed { layout, inputs, rows: RowStore::new(codec) }
+    }
+
+    /// Tokens of a row.
+    pub fn ratio(&self) -> usize {
+        self.layout.ratio
     }
 
     fn bytes(&self) -> usize {
@@ -144,7 +203,7 @@ impl Compressed {
     }
 
     fn tail(&self, position: usize) -> CompressorInputs {
-        let positions = compressor_tail(self.ratio, position);
+        let positions = self.layout.tail(position);
         let collect = |get: fn(&InputRing, usize) -> &[f32]| {
             positions.clone().flat_map(|p| get(&self.inputs, p)).copied().collect()
         };
@@ -154,21 +213,20 @@ impl Compressed {
     fn set_tail(&mut self, position: usize, saved: &CompressorInputs) {
         let width = self.inputs.width;
         let inputs = saved.values.chunks_exact(width).zip(saved.scores.chunks_exact(width));
-        for (p, (values, scores)) in compressor_tail(self.ratio, position).zip(inputs) {
+        for (p, (values, scores)) in self.layout.tail(position).zip(inputs) {
             self.inputs.set(p, values, scores);
         }
     }
 }
 
 /// Stored rows of the most recent positions.
+#[derive(Clone)]
 pub(crate) struct RowRing {
     pub codec: RowCodec,
     bytes: Vec<u8>,
 }
 
 impl RowRing {
-    const CAPACITY: usize = WINDOW + MAX_REWIND;
-
     fn new(codec: RowCodec) -> Self {
         RowRing { codec, bytes: Vec::new() }
     }
@@ -181,7 +239,7 @@ impl RowRing {
     /// Stores the rows of consecutive positions; only the last ones that fit are kept.
     pub fn extend(&mut self, start: usize, rows: &[f32]) {
         let width = self.codec.width();
-        let skip = (rows.len() / width).saturating_sub(Self::CAPACITY);
+        let skip = (rows.len() / width).saturating_sub(WINDOW_SLOTS);
         for (i, row) in rows.chunks_exact(width).enumerate().skip(skip) {
             let codec = self.codec;
             codec.encode(row, self.slot(start + i));
@@ -197,12 +255,13 @@ impl RowRing {
     }
 
     fn range(&self, position: usize) -> Range<usize> {
-        let (slot, size) = (position % Self::CAPACITY, self.codec.row_bytes());
+        let (slot, size) = (position % WINDOW_SLOTS, self.codec.row_bytes());
         slot * size..(slot + 1) * size
     }
 }
 
 /// Compressor inputs of the most recent positions.
+#[derive(Clone)]
 pub(crate) struct InputRing {
     width: usize,
     capacity: usize,
@@ -249,9 +308,11 @@ impl InputRing {
 }
 
 /// Append-only rows in storage format, in pages so that growing copies nothing.
+#[derive(Clone)]
 pub(crate) struct RowStore {
     codec: RowCodec,
-    pages: Vec<Vec<u8>>,
+    /// Forks share pages until one of them appends to a page.
+    pages: Vec<Arc<Vec<u8>>>,
     len: usize,
 }
 
@@ -296,21 +357,20 @@ impl RowStore {
     fn push_slot(&mut self) -> &mut [u8] {
         let size = self.codec.row_bytes();
         if self.len == self.pages.len() * Self::PAGE {
-            self.pages.push(vec![0; Self::PAGE * size]);
+            self.pages.push(Arc::new(vec![0; Self::PAGE * size]));
         }
         let (page, start) = (self.len / Self::PAGE, self.len % Self::PAGE * size);
         self.len += 1;
-        &mut self.pages[page][start..start + size]
+        &mut Arc::make_mut(&mut self.pages[page])[start..start + size]
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = self.pages.concat();
-        bytes.truncate(self.len * self.codec.row_bytes());
-        bytes
+    fn read(&self, rows: Range<usize>) -> Vec<u8> {
+        let size = self.codec.row_bytes();
+        let row = |i: usize| &self.pages[i / Self::PAGE][i % Self::PAGE * size..][..size];
+        rows.flat_map(row).copied().collect()
     }
 
-    fn set_bytes(&mut self, bytes: &[u8]) {
-        self.truncate(0);
+    fn append(&mut self, bytes: &[u8]) {
         for row in bytes.chunks_exact(self.codec.row_bytes()) {
             self.push_slot().copy_from_slice(row);
         }

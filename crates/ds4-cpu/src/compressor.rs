@@ -40,7 +40,7 @@ impl CompressStage<'_> {
             let Some(compressed) = part(caches[span.session]) else { continue };
             let range = span.rows.start * width..span.rows.end * width;
             let (values, scores) = (&values[range.clone()], &mut scores[range]);
-            self.add_position_bias(span.start, compressed.ratio, scores);
+            self.add_position_bias(span.start, compressed.ratio(), scores);
             let earlier = &compressed.inputs;
             let inputs = SpanInputs { width, start: span.start, values, scores, earlier };
             let complete = self.complete_rows(&inputs, compressed);
@@ -59,7 +59,7 @@ impl CompressStage<'_> {
 
     /// The rows whose windows end inside the span.
     fn complete_rows(&self, inputs: &SpanInputs<'_>, compressed: &Compressed) -> Vec<Vec<f32>> {
-        let (ratio, width) = (compressed.ratio, compressed.rows.width());
+        let (ratio, width) = (compressed.ratio(), compressed.rows.width());
         let end = inputs.start + inputs.values.len() / inputs.width;
         (compressed.rows.len()..end / ratio)
             .into_par_iter()

@@ -7,6 +7,7 @@
 mod activations;
 mod attention;
 mod backend;
+mod bandwidth;
 mod cache;
 mod compressor;
 mod hyper_connection;
@@ -15,8 +16,10 @@ mod kernels;
 pub mod reference;
 mod router;
 pub mod simd;
+mod step;
 
 pub use activations::Activations;
-pub use backend::CpuBackend;
+pub use backend::{CpuBackend, PREFILL_CHUNK};
 pub use cache::Cache;
 pub use kernels::Kernels;
+pub use step::CpuStep;

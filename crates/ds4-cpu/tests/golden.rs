@@ -1,26 +1,72 @@
 //! Whole-model checks against golden logits, and of what must not change them.
 
-mod common;
+use std::sync::Arc;
 
-use common::{CpuEngine, Distance, Golden, feed, golden, tiny_engine};
-use ds4_cpu::Kernels;
+use ds4_conformance::{
+    feed,
+    golden::{Distance, Golden, golden},
+    small_model, suite, tiny_file,
+};
+use ds4_cpu::{CpuBackend, Kernels};
 use ds4_engine::{
-    Backend, LogitsWanted, MAX_REWIND, RewindError, SnapshotError, Work,
+    BackendError, Engine, MAX_REWIND, Phase, SessionError, SnapshotError, Wanted, Work,
+    backend::{Batch, Cache, Span},
     rows::CacheRounding,
     sampling::{Sampler, SamplingParams},
 };
+use ds4_model::{Model, synth::Recipe};
 
-fn distance(engine: &CpuEngine, golden: &Golden) -> Distance {
+fn tiny_backend(kernels: Kernels, rounding: CacheRounding) -> CpuBackend {
+    let model = Model::open(&tiny_file("tiny-b-q2.gguf")).unwrap();
+    CpuBackend::new(Arc::new(model), kernels, rounding)
+}
+
+fn tiny_engine(kernels: Kernels, rounding: CacheRounding) -> Engine {
+    Engine::new(tiny_backend(kernels, rounding))
+}
+
+fn distance(engine: &Engine, golden: &Golden) -> Distance {
     let mut session = engine.new_session().unwrap();
     golden.distance(&feed(engine, &mut session, &golden.tokens, 512))
+}
+
+/// The suite of every backend, on all kernels.
+#[test]
+fn all_kernels_pass_the_suite() {
+    for kernels in Kernels::available() {
+        for rounding in [CacheRounding::On, CacheRounding::Off] {
+            println!("{kernels}, {rounding:?}");
+            let engine =
+                || Engine::new(CpuBackend::new(small_model(Recipe::Q2), kernels, rounding));
+            let (engine, other) = (engine(), engine());
+            suite::prompts_have_the_same_bits_however_they_are_cut(&engine);
+            suite::decoded_spans_have_the_same_bits_as_single_tokens(&engine);
+            suite::batches_have_the_bits_of_each_session_alone(&engine);
+            suite::saved_states_continue_with_the_same_bits(&engine);
+            suite::foreign_state_is_refused(&engine, &other);
+            suite::sessions_take_the_bytes_that_are_announced(&engine);
+        }
+    }
 }
 
 /// From another thread every part of a stage would have to be handed over and waited for.
 #[test]
 fn the_stages_of_a_step_run_on_a_thread_of_the_pool() {
-    let engine = tiny_engine(Kernels::Reference, CacheRounding::On);
+    use ds4_engine::Backend;
+    let backend = tiny_backend(Kernels::Reference, CacheRounding::On);
     assert_eq!(rayon::current_thread_index(), None);
-    assert!(engine.backend().run_step(rayon::current_thread_index).is_some());
+    let batch = Batch {
+        tokens: vec![1],
+        spans: vec![Span { session: 0, start: 0, rows: 0..1 }],
+        ..Batch::default()
+    };
+    let mut cache = backend.empty_cache();
+    let mut caches: [&mut dyn Cache; 1] = [&mut cache];
+    let result = backend.step(&batch, &mut caches, &|_| {
+        assert!(rayon::current_thread_index().is_some());
+        Err(BackendError::OutOfMemory("reached".to_owned()))
+    });
+    assert_eq!(result, Err(BackendError::OutOfMemory("reached".to_owned())));
 }
 
 #[test]
@@ -150,16 +196,17 @@ fn a_batch_equals_each_session_alone() {
             .map(|(tokens, n)| feed(&engine, &mut start(n), tokens, tokens.len()))
             .collect();
         let (mut a, mut b, mut c) = (start(90), start(200), start(127));
-        let all = LogitsWanted::All;
+        let all = parts.map(|tokens| vec![Wanted::Logits; tokens.len()]);
+        let decode = Phase::Decode;
         let together = engine
             .step(&mut [
-                Work { session: &mut a, tokens: parts[0], logits: all },
-                Work { session: &mut b, tokens: parts[1], logits: all },
-                Work { session: &mut c, tokens: parts[2], logits: all },
+                Work { session: &mut a, tokens: parts[0], phase: Phase::Prefill, wanted: &all[0] },
+                Work { session: &mut b, tokens: parts[1], phase: decode, wanted: &all[1] },
+                Work { session: &mut c, tokens: parts[2], phase: decode, wanted: &all[2] },
             ])
             .unwrap();
         for (alone, together) in alone.iter().zip(&together) {
-            assert_eq!(alone.concat(), together.data[..], "{kernels}");
+            assert!(together.logits().eq(alone.iter().map(Vec::as_slice)), "{kernels}");
         }
     }
 }
@@ -178,23 +225,29 @@ fn samplers_choose_from_what_they_want_of_a_step() {
         let parts =
             [(0..40, false), (40..41, true), (50..70, true), (70..71, false), (80..87, true)];
         let mut sessions = parts.each_ref().map(|_| engine.new_session().unwrap());
+        let wants = parts.each_ref().map(|(_, greedy)| [sampler(*greedy).wants()]);
+        let phase = |len| ds4_conformance::phase_of(len);
         let mut work: Vec<_> = sessions
             .iter_mut()
             .zip(&parts)
-            .map(|(session, (part, greedy))| Work {
+            .zip(&wants)
+            .map(|((session, (part, _)), wanted)| Work {
                 session,
                 tokens: &tokens[part.clone()],
-                logits: sampler(*greedy).wants(),
+                phase: phase(part.len()),
+                wanted,
             })
             .collect();
         let together = engine.step(&mut work).unwrap();
         for ((part, greedy), found) in parts.into_iter().zip(together) {
             let mut session = engine.new_session().unwrap();
-            let (tokens, logits) = (&tokens[part], LogitsWanted::Last);
-            let alone = engine.step(&mut [Work { session: &mut session, tokens, logits }]).unwrap();
-            let expected = sampler(greedy).sample(&alone[0].data);
+            let (session, phase) = (&mut session, phase(part.len()));
+            let work = Work { session, tokens: &tokens[part], phase, wanted: &[Wanted::Logits] };
+            let alone = engine.step(&mut [work]).unwrap().remove(0);
+            let alone = alone.last_logits().unwrap();
+            let expected = sampler(greedy).sample(alone);
             assert_eq!(sampler(greedy).sample_after(&found), expected, "{kernels}");
-            assert_eq!(found.last(), (!greedy).then_some(&alone[0].data[..]), "{kernels}");
+            assert_eq!(found.last_logits(), (!greedy).then_some(alone), "{kernels}");
         }
     }
 }
@@ -207,8 +260,8 @@ fn going_back_too_far_or_to_other_tokens_is_refused() {
     feed(&engine, &mut session, &tokens[..100], 100);
     let oldest = 100 - MAX_REWIND;
     let refused = engine.rewind(&mut session, oldest - 1);
-    assert_eq!(refused, Err(RewindError::Overwritten { to: oldest - 1, oldest }));
-    assert_eq!(engine.rewind(&mut session, 101), Err(RewindError::Ahead { to: 101, len: 100 }));
+    assert_eq!(refused, Err(SessionError::Overwritten { to: oldest - 1, oldest }));
+    assert_eq!(engine.rewind(&mut session, 101), Err(SessionError::Ahead { to: 101, len: 100 }));
     // Rewinding does not bring back what the first tokens overwrote.
     engine.rewind(&mut session, 90).unwrap();
     assert_eq!(session.rewindable_from(), oldest);
@@ -217,11 +270,11 @@ fn going_back_too_far_or_to_other_tokens_is_refused() {
     feed(&engine, &mut other, &tokens[1..91], 90);
     let checkpoint = engine.checkpoint(&other).unwrap();
     let refused = engine.truncate(&mut session, &checkpoint);
-    assert_eq!(refused, Err(RewindError::OtherTokens { position: 90 }));
+    assert_eq!(refused, Err(SessionError::OtherTokens { position: 90 }));
 
     let mut restored = engine.restore(&engine.snapshot(&session).unwrap()).unwrap();
     let refused = engine.rewind(&mut restored, 89);
-    assert_eq!(refused, Err(RewindError::Overwritten { to: 89, oldest: 90 }));
+    assert_eq!(refused, Err(SessionError::Overwritten { to: 89, oldest: 90 }));
 }
 
 #[test]

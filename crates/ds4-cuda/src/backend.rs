@@ -1,10 +1,11 @@
 //! The backend: a model on one device.
 
-use std::{fmt, sync::Arc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ds4_engine::{
     Backend,
-    backend::{BackendError, Batch, Frontier, HeadOutput, LayerRows, StageResult, Sublayer},
+    backend::{self, BackendError, Batch, Forward, HeadOutput, StageResult, own_cache},
+    layout::StateLayout,
     rope::frequencies,
     rows::CacheRounding,
 };
@@ -14,11 +15,11 @@ use ds4_model::{
 };
 
 use crate::{
-    Activations, Cache, DeviceInfo, Error,
-    device::{Buffer, Device},
+    Cache, DeviceInfo, Error, cache,
+    device::{Buffer, Device, Graph},
     driver,
-    scratch::{Head, Pool, Scratch},
-    stages::layer::{Shape, Stages, visible},
+    scratch::{GRAPH_ROWS, Head, Scratch},
+    stages::layer::{CudaStep, Shape, visible},
     weights::Weights,
 };
 
@@ -38,53 +39,29 @@ pub struct CudaBackend {
     model: Arc<Model>,
     device: Device,
     weights: Weights,
-    rounding: CacheRounding,
+    layout: StateLayout,
     frequencies: Buffer<f32>,
-    pool: Arc<Pool>,
-    report: MemoryReport,
+    /// Buffers of the step under way; none if memory ran out when they were made anew.
+    scratch: Mutex<Option<Box<Scratch>>>,
+    need: Need,
 }
 
-/// What fits on a device beside the weights.
-#[derive(Debug, Clone)]
-pub struct MemoryReport {
-    /// The device.
-    pub device: DeviceInfo,
-    /// Bytes of weights.
-    pub weights: u64,
-    /// Tokens of context that were asked for, and bytes of their cache.
-    pub context: usize,
-    /// Bytes of one session's cache at that length.
-    pub cache: u64,
-    /// Bytes of activations for a chunk of a prompt.
-    pub scratch: u64,
+/// Bytes for sessions that the driver may need for itself.
+const SPARE: u64 = 256 << 20;
+
+/// Bytes of device memory that a model needs.
+#[derive(Debug, Clone, Copy)]
+struct Need {
+    weights: u64,
+    /// One session of the context that was asked for.
+    session: u64,
+    /// Activations for a chunk of a prompt.
+    activations: u64,
 }
 
-impl MemoryReport {
-    /// Bytes left.
-    pub fn left(&self) -> u64 {
-        self.device.free_bytes.saturating_sub(self.needed())
-    }
-
-    fn needed(&self) -> u64 {
-        self.weights + self.cache + self.scratch
-    }
-}
-
-impl fmt::Display for MemoryReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-        write!(
-            f,
-            "{}: {:.1} GiB free; weights {:.1}, a session of {} tokens {:.1}, activations {:.1}, \
-             left {:.1} GiB",
-            self.device.name,
-            gib(self.device.free_bytes),
-            gib(self.weights),
-            self.context,
-            gib(self.cache),
-            gib(self.scratch),
-            gib(self.left())
-        )
+impl Need {
+    fn total(&self) -> u64 {
+        self.weights + self.session + self.activations
     }
 }
 
@@ -100,35 +77,23 @@ impl CudaBackend {
         progress: impl FnMut(u64, u64),
     ) -> Result<CudaBackend, Error> {
         let info = choose(options.device)?;
-        let config = &model.config;
-        let report = MemoryReport {
+        let (config, rounding) = (&model.config, options.cache_rounding);
+        let layout = StateLayout::new(config, rounding);
+        let rows = PREFILL_CHUNK.min(options.context) as u64;
+        let need = Need {
             weights: Weights::device_bytes(&model)?,
-            context: options.context,
-            cache: Cache::bytes_at(config, options.cache_rounding, options.context),
-            scratch: Scratch::bytes_per_row(config) * PREFILL_CHUNK.min(options.context) as u64,
-            device: info,
+            session: cache::bytes_at(&layout, options.context),
+            activations: Scratch::bytes_per_row(config) * rows,
         };
-        if report.needed() > report.device.free_bytes {
-            return Err(too_large(&report));
+        if need.total() > info.free_bytes {
+            return Err(too_large(&info, &need, options.context));
         }
-        let device = Device::open(report.device.index)?;
+        let device = Device::open(info.index)?;
         let weights = Weights::load(&device, &model, progress)?;
         let both = [LayerKind::Swa, LayerKind::Csa].map(|kind| frequencies(config, kind));
         let frequencies = device.buffer(both.as_flattened())?;
-        let rounding = options.cache_rounding;
-        let scratch = Scratch::new(&device, config, rounding, &weights, 1)?;
-        let pool = Pool::new(scratch);
-        Ok(CudaBackend { model, device, weights, rounding, frequencies, pool, report })
-    }
-
-    /// What fits beside the weights.
-    pub fn memory_report(&self) -> &MemoryReport {
-        &self.report
-    }
-
-    /// The device's name.
-    pub fn device_name(&self) -> &str {
-        &self.device.info().name
+        let scratch = Mutex::new(None);
+        Ok(CudaBackend { model, device, weights, layout, frequencies, scratch, need })
     }
 
     /// The device.
@@ -154,74 +119,107 @@ impl CudaBackend {
         Ok((2 * BYTES * COPIES) as f64 / seconds)
     }
 
-    fn stages<'a>(&'a self, scratch: &'a Scratch, shape: Shape) -> Stages<'a> {
-        Stages {
+    fn begin_step<'a>(&'a self, scratch: &'a Scratch, shape: Shape) -> CudaStep<'a> {
+        CudaStep {
             device: &self.device,
             config: &self.model.config,
             weights: &self.weights,
-            rounding: self.rounding,
+            rounding: self.layout.rounding(),
             frequencies: &self.frequencies,
             scratch,
             shape,
+            pending: None,
         }
     }
 
-    /// Runs a stage, unless the whole step is going to be replayed.
-    fn stage(
+    /// Waits for the step before, if there is one.
+    fn lock_scratch(&self) -> MutexGuard<'_, Option<Box<Scratch>>> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The buffers, made anew if they are too small for a step.
+    fn sized<'a>(
         &self,
-        batch: &Batch,
-        x: &mut Activations,
-        run: impl FnOnce(Stages<'_>) -> StageResult,
-    ) -> StageResult {
-        let shape = Shape::of(batch);
-        let scratch = x.scratch();
-        if is_recorded(scratch, shape) {
-            return Ok(());
+        slot: &'a mut Option<Box<Scratch>>,
+        rows: usize,
+        logits: usize,
+    ) -> StageResult<&'a mut Scratch> {
+        let had = slot.as_ref().map_or((0, 0), |s| (s.rows, s.head.capacity));
+        if slot.is_none() || had.0 < rows || had.1 < logits {
+            let config = &self.model.config;
+            let make = |sizes| {
+                let rounding = self.layout.rounding();
+                Scratch::new(&self.device, config, rounding, &self.weights, sizes).map(Box::new)
+            };
+            // Freed first: two may not fit.
+            *slot = None;
+            match make((rows.max(had.0), logits.max(had.1))) {
+                Ok(scratch) => *slot = Some(scratch),
+                Err(error) => {
+                    // One as before fits again, or the next step tries once more.
+                    *slot = make(had).ok();
+                    return Err(error);
+                }
+            }
         }
-        run(self.stages(scratch, shape))
+        slot.as_deref_mut().ok_or_else(|| BackendError::OutOfMemory("no activations".to_owned()))
     }
 
-    /// Makes room in the caches and tells the device where they are, once a step.
-    fn prepare(
-        &self,
-        batch: &Batch,
-        x: &mut Activations,
-        caches: &mut [&mut Cache],
-    ) -> StageResult {
-        if std::mem::replace(&mut x.caches_ready, true) {
-            return Ok(());
-        }
-        for span in &batch.spans {
-            caches[span.session].reserve(span.start + span.rows.len())?;
-        }
-        let pointers = caches.iter().map(|cache| cache.pointers());
-        let layers = self.model.config.layers.len();
-        x.scratch().caches.upload(&self.device, pointers, layers)
-    }
-
-    fn grow(&self, x: &mut Activations, rows: usize, logits: usize) -> StageResult {
+    /// Brings a step's tables to the device.
+    fn upload(&self, scratch: &mut Scratch, batch: &Batch, caches: &[&mut Cache]) -> StageResult {
         let config = &self.model.config;
-        if rows > x.rows() {
-            let make =
-                |rows| Scratch::new(&self.device, config, self.rounding, &self.weights, rows);
-            x.replace_scratch(make, rows)?;
-        }
-        let scratch = x.scratch();
-        if logits > scratch.head.capacity {
-            scratch.graphs.clear();
-            scratch.head = Head::new(&self.device, config, &self.weights, logits)?;
+        let crowded = batch.spans.iter().any(|s| visible(s) > config.index_top_k);
+        scratch.step.fill(batch, crowded);
+        scratch.step.upload(&self.device)?;
+        // A CUDA graph computes logits of as many rows as it has; those behind the wanted ones are
+        // of row 0.
+        let mut wanted: Vec<u32> = batch.logit_rows.iter().map(|r| *r as u32).collect();
+        wanted.resize(wanted.len().max(graph_rows(batch).unwrap_or(0)), 0);
+        self.device.upload(&mut scratch.head.rows, 0, &wanted)?;
+        let pointers = caches.iter().map(|cache| cache.pointers());
+        scratch.caches.upload(&self.device, pointers, config.layers.len())
+    }
+
+    /// Captures the launches of a step that decodes `rows` rows, once.
+    fn capture(&self, scratch: &mut Scratch, rows: usize, forward: Forward<'_>) -> StageResult {
+        if scratch.graphs[rows - 1].is_none() {
+            let mut step = self.begin_step(scratch, Shape::decode(rows));
+            match self.device.capture(|| forward(&mut step)) {
+                Ok(graph) => scratch.graphs[rows - 1] = Some(graph),
+                // The step goes on without a graph.
+                Err(BackendError::OutOfMemory(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
+
+    /// Runs the step: as a CUDA graph if it only decodes, else launch by launch.
+    fn run(&self, scratch: &mut Scratch, batch: &Batch, forward: Forward<'_>) -> StageResult {
+        let rows = graph_rows(batch);
+        if let Some(rows) = rows {
+            self.capture(scratch, rows, forward)?;
+        }
+        let graph: Option<&Graph> = rows.and_then(|rows| scratch.graphs[rows - 1].as_ref());
+        match graph {
+            Some(graph) => graph.launch(),
+            None => {
+                let shape = rows.map_or_else(|| Shape::of(batch), Shape::decode);
+                forward(&mut self.begin_step(scratch, shape))
+            }
+        }
+    }
+}
+
+/// Rows of a step that is run as a CUDA graph: one that decodes and does nothing else.
+fn graph_rows(batch: &Batch) -> Option<usize> {
+    let rows = batch.tokens.len();
+    (batch.decode_rows == rows && (1..=GRAPH_ROWS).contains(&rows)).then_some(rows)
 }
 
 /// Tokens of a prompt that are best computed together, if nothing else asks for less: matrix units
 /// want many tokens to each expert. The memory report reckons with so many.
 pub const PREFILL_CHUNK: usize = 4096;
-
-fn is_recorded(scratch: &Scratch, shape: Shape) -> bool {
-    shape.rows == shape.decode_rows && scratch.graphs.contains_key(&(shape.rows, shape.logits))
-}
 
 fn choose(wanted: Option<usize>) -> Result<DeviceInfo, Error> {
     let devices = driver::devices()?;
@@ -238,181 +236,108 @@ fn choose(wanted: Option<usize>) -> Result<DeviceInfo, Error> {
     Ok(info)
 }
 
-fn too_large(report: &MemoryReport) -> Error {
+fn too_large(device: &DeviceInfo, need: &Need, context: usize) -> Error {
     let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
-    let free = report.device.free_bytes;
-    let advice = if report.needed() - report.cache <= free {
-        let tokens = (free - (report.needed() - report.cache)) as f64
-            / (report.cache as f64 / report.context.max(1) as f64);
+    let (free, beside) = (device.free_bytes, need.weights + need.activations);
+    let advice = if beside <= free {
+        let tokens = (free - beside) as f64 / (need.session as f64 / context.max(1) as f64);
         format!("a context of about {} tokens would fit", tokens as u64 / 1024 * 1024)
     } else {
-        let (weights, scratch) = (gib(report.weights), gib(report.scratch));
-        format!("weights take {weights}, activations {scratch}: use a smaller recipe or the CPU")
+        let (weights, activations) = (gib(need.weights), gib(need.activations));
+        format!(
+            "weights take {weights}, activations {activations}: use a smaller recipe or the CPU"
+        )
     };
     Error::TooLarge {
-        name: report.device.name.clone(),
+        name: device.name.clone(),
         free: gib(free),
-        needed: gib(report.needed()),
+        needed: gib(need.total()),
         advice,
     }
 }
 
 impl Backend for CudaBackend {
-    type Activations = Activations;
-    type Cache = Cache;
-
     fn config(&self) -> &Config {
         &self.model.config
-    }
-
-    fn cache_rounding(&self) -> CacheRounding {
-        self.rounding
     }
 
     fn model_identity(&self) -> [u8; 32] {
         self.model.identity()
     }
 
-    fn new_cache(&self) -> StageResult<Cache> {
-        Cache::new(&self.device, &self.model.config, self.rounding)
+    fn layout(&self) -> &StateLayout {
+        &self.layout
     }
 
-    fn cache_bytes(&self, cache: &Cache) -> usize {
-        cache.bytes()
+    fn name(&self) -> &'static str {
+        "cuda"
     }
 
-    fn reserve(&self, cache: &mut Cache, tokens: usize) -> StageResult {
-        cache.make_room(tokens)
+    fn device(&self) -> String {
+        self.device.info().name.clone()
     }
 
-    fn embed(&self, batch: &Batch) -> StageResult<Activations> {
-        let mut x = self.pool.take();
-        self.grow(&mut x, batch.tokens.len(), batch.logit_rows.len())?;
-        let top_k = self.model.config.index_top_k;
-        let crowded = batch.spans.iter().any(|s| visible(s) > top_k);
-        let scratch = x.scratch();
-        scratch.step.fill(batch, crowded);
-        scratch.step.upload(&self.device)?;
-        let wanted: Vec<u32> = batch.logit_rows.iter().map(|r| *r as u32).collect();
-        self.device.upload(&mut scratch.head.rows, 0, &wanted)?;
-        self.stage(batch, &mut x, |s| s.embed())?;
-        Ok(x)
+    fn prefill_chunk(&self) -> usize {
+        PREFILL_CHUNK
     }
 
-    fn hc_pre(
+    fn memory(&self, context: usize) -> StageResult<backend::MemoryReport> {
+        let missing = match &*self.lock_scratch() {
+            Some(scratch) if scratch.rows >= PREFILL_CHUNK.min(context) => 0,
+            _ => self.need.activations,
+        };
+        let free = self.device.free_bytes()?;
+        Ok(backend::MemoryReport {
+            device: Backend::device(self),
+            weights: self.need.weights,
+            activations: self.need.activations,
+            left: Some(free.saturating_sub(missing + SPARE)),
+            context,
+            session: self.session_bytes(context),
+        })
+    }
+
+    fn bandwidth(&self) -> StageResult<f64> {
+        self.copy_bandwidth()
+    }
+
+    fn new_cache(&self) -> StageResult<Box<dyn backend::Cache>> {
+        Ok(Box::new(Cache::new(&self.device, &self.layout, 0)?))
+    }
+
+    fn session_bytes(&self, tokens: usize) -> u64 {
+        cache::bytes_at(&self.layout, tokens)
+    }
+
+    /// Makes buffers for a whole chunk of a prompt, and captures the CUDA graph of every number of
+    /// sessions that may decode together.
+    fn warm_up(&self, sessions: usize, forward: Forward<'_>) -> StageResult {
+        let mut slot = self.lock_scratch();
+        let rows = PREFILL_CHUNK.min(self.model.config.context_length);
+        let scratch = self.sized(&mut slot, rows, sessions)?;
+        (1..=sessions.min(GRAPH_ROWS)).try_for_each(|rows| self.capture(scratch, rows, forward))
+    }
+
+    fn step(
         &self,
-        layer: usize,
-        sublayer: Sublayer,
         batch: &Batch,
-        x: &mut Activations,
-    ) -> StageResult {
-        self.stage(batch, x, |s| s.hc_pre(layer, sublayer))
-    }
-
-    fn project_qkv(&self, layer: usize, batch: &Batch, x: &mut Activations) -> StageResult {
-        self.stage(batch, x, |s| s.project_qkv(layer))
-    }
-
-    fn compress(
-        &self,
-        layer: usize,
-        batch: &Batch,
-        x: &mut Activations,
-        caches: &mut [&mut Cache],
-    ) -> StageResult {
-        self.prepare(batch, x, caches)?;
-        self.stage(batch, x, |s| s.compress(layer))
-    }
-
-    fn select_rows(
-        &self,
-        layer: usize,
-        batch: &Batch,
-        x: &mut Activations,
-        caches: &mut [&mut Cache],
-    ) -> StageResult {
-        self.prepare(batch, x, caches)?;
-        self.stage(batch, x, |s| s.select_rows(layer))
-    }
-
-    fn attend(
-        &self,
-        layer: usize,
-        batch: &Batch,
-        x: &mut Activations,
-        caches: &mut [&mut Cache],
-    ) -> StageResult {
-        self.prepare(batch, x, caches)?;
-        self.stage(batch, x, |s| s.attend(layer))
-    }
-
-    fn project_output(&self, layer: usize, batch: &Batch, x: &mut Activations) -> StageResult {
-        self.stage(batch, x, |s| s.project_output(layer))
-    }
-
-    fn route(&self, layer: usize, batch: &Batch, x: &mut Activations) -> StageResult {
-        self.stage(batch, x, |s| s.route(layer))
-    }
-
-    fn run_experts(&self, layer: usize, batch: &Batch, x: &mut Activations) -> StageResult {
-        self.stage(batch, x, |s| s.run_experts(layer))
-    }
-
-    /// The output is spread over the streams when they are read next.
-    fn hc_post(
-        &self,
-        _layer: usize,
-        _sublayer: Sublayer,
-        _batch: &Batch,
-        _x: &mut Activations,
-    ) -> StageResult {
-        Ok(())
-    }
-
-    fn head(&self, batch: &Batch, mut x: Activations) -> StageResult<HeadOutput> {
-        let shape = Shape::of(batch);
-        let key = (shape.rows, shape.logits);
-        let only_decodes = shape.rows == shape.decode_rows;
-        let scratch = x.scratch();
-        match scratch.graphs.get(&key).filter(|_| only_decodes) {
-            Some(graph) => graph.launch()?,
-            None => self.stages(scratch, shape).head()?,
-        }
-        // Not recorded: how many rows want no more than a token changes from step to step where
-        // requests differ, and a launch that waits in the stream costs next to nothing.
-        self.stages(scratch, shape).best(batch.best_rows)?;
-        let Head { logits, host, best, .. } = &mut scratch.head;
-        let best = best.read(&self.device, batch.best_rows)?;
-        let [first, end] = [batch.best_rows, shape.logits].map(|n| n * self.model.config.vocab);
-        let logits = self.device.download_pinned(logits, first..end, host)?.to_vec();
-        if only_decodes && !scratch.graphs.contains_key(&key) {
-            match self.device.capture(|| self.stages(scratch, shape).run()) {
-                Ok(graph) => drop(scratch.graphs.insert(key, graph)),
-                // The output is there; the next step does without a recorded one, too.
-                Err(BackendError::OutOfMemory(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(HeadOutput { best, logits })
-    }
-
-    fn rewind(&self, cache: &mut Cache, position: usize) {
-        cache.rewind(position);
-    }
-
-    fn frontier(&self, cache: &Cache, position: usize) -> StageResult<Frontier> {
-        cache.frontier(position)
-    }
-
-    fn set_frontier(&self, cache: &mut Cache, frontier: &Frontier) -> StageResult {
-        cache.set_frontier(frontier)
-    }
-
-    fn layer_rows(&self, cache: &Cache, layer: usize) -> StageResult<LayerRows> {
-        cache.layer_rows(layer)
-    }
-
-    fn set_layer_rows(&self, cache: &mut Cache, layer: usize, rows: &LayerRows) -> StageResult {
-        cache.set_layer_rows(layer, rows)
+        caches: &mut [&mut dyn backend::Cache],
+        forward: Forward<'_>,
+    ) -> StageResult<HeadOutput> {
+        let own = caches.iter_mut().map(|cache| own_cache::<Cache>(&mut **cache));
+        let caches: Vec<&mut Cache> = own.collect::<StageResult<_>>()?;
+        let mut slot = self.lock_scratch();
+        let logits = batch.logit_rows.len();
+        let scratch = self.sized(&mut slot, batch.tokens.len(), logits)?;
+        self.upload(scratch, batch, &caches)?;
+        self.run(scratch, batch, forward)?;
+        // Not in the graph: the number of rows that want no more than an argmax differs from step
+        // to step, and a launch that waits in the stream costs next to nothing.
+        self.begin_step(scratch, Shape::of(batch)).argmax(batch.argmax_rows)?;
+        let Head { logits: device_logits, host, best, .. } = &mut scratch.head;
+        let argmax = best.read(&self.device, batch.argmax_rows)?;
+        let [first, end] = [batch.argmax_rows, logits].map(|n| n * self.model.config.vocab);
+        let logits = self.device.download_pinned(device_logits, first..end, host)?.to_vec();
+        Ok(HeadOutput { argmax, logits })
     }
 }

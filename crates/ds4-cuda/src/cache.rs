@@ -1,43 +1,46 @@
 //! Cached state of one session on the device.
 //!
-//! What later tokens overwrite lives in rings addressed by position modulo a capacity that exceeds
-//! the need by [`MAX_REWIND`], allocated at once; compressed rows and index keys are append-only
-//! and grow by copying. The device keeps no counts: what a query sees follows from its position,
-//! and so a rewind changes nothing but the position.
+//! State that later tokens overwrite lives in rings addressed by position modulo a capacity that
+//! exceeds the need by [`MAX_REWIND`](ds4_engine::MAX_REWIND), allocated at once; compressed rows
+//! and index keys are append-only and grow by copying. The device keeps no counts: the rows that a
+//! query sees follow from its position, and so a rewind changes nothing here.
 
 use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 use ds4_engine::{
-    MAX_REWIND,
-    backend::{
-        BackendError, CompressorInputs, Frontier, LayerFrontier, LayerRows, StageResult,
-        compressor_tail,
+    backend::{self, BackendError, SavedFrontier, StageResult, own_frontier},
+    layout::{
+        CompressorInputs, Frontier, LayerFrontier, LayerLayout, Plane, PlaneLayout, StateLayout,
+        WINDOW_SLOTS, window_positions,
     },
-    rows::CacheRounding,
 };
-use ds4_model::config::{Config, INDEX_DIM, LayerKind, WINDOW};
 
 use crate::device::{Buffer, Device, Pointer};
 
-/// Slots of a window's ring.
-const WINDOW_SLOTS: usize = WINDOW + MAX_REWIND;
-/// Rows that a layer has room for at first.
+/// Rows that a plane has capacity for at first.
 const FIRST_ROWS: usize = 256;
-/// Rows up to which a layer's room doubles; beyond, it grows by half.
-const DOUBLING_ROWS: usize = 4096;
+/// A plane grows by this share of its capacity, at least by [`FIRST_ROWS`].
+const GROWTH_SHARE: usize = 8;
+/// The driver hands out memory in pieces of this size; smaller buffers share one.
+const ALLOCATION: usize = 2 << 20;
+/// Alignment of a buffer that shares a piece.
+const ALIGNMENT: usize = 512;
 
 /// KV state of one session.
 pub struct Cache {
     device: Device,
-    /// Tokens that the cache has room for and, between steps, holds.
-    position: usize,
     layers: Vec<Layer>,
-    /// Window rings of all layers, each `[WINDOW_SLOTS, row bytes]`.
-    windows: Buffer<u8>,
-    /// Input rings of all compressors.
-    inputs: Buffer<f32>,
+    rings: Rings,
     pointers: Vec<LayerPointers>,
+}
+
+/// State that later tokens overwrite, of all layers.
+struct Rings {
+    /// Window rows, each layer `[WINDOW_SLOTS, row bytes]`.
+    windows: Buffer<u8>,
+    /// Compressor inputs.
+    inputs: Buffer<f32>,
 }
 
 /// Addresses of one layer's state, as the kernels read them; null where a layer has none.
@@ -62,210 +65,263 @@ pub struct LayerPointers {
 
 /// KV state of one layer.
 struct Layer {
-    /// Where its window starts in the buffer of windows.
+    /// Start of its ring in the buffer of windows.
     window: usize,
     row_bytes: usize,
-    compressed: Option<Compressed>,
-    index: Option<Compressed>,
+    rows: Option<PlaneState>,
+    index_keys: Option<PlaneState>,
 }
 
-/// Rows made by a compressor, and where its rings are.
-struct Compressed {
-    ratio: usize,
-    /// Elements of an input.
-    width: usize,
-    slots: usize,
-    /// Where the ring of values starts in the buffer of inputs; that of scores follows it.
+/// A plane, and the place of its compressor's rings.
+struct PlaneState {
+    layout: PlaneLayout,
+    /// Start of the ring of values in the buffer of inputs; the ring of scores follows it.
     values: usize,
-    row_bytes: usize,
     rows: Buffer<u8>,
 }
 
+/// Rows of a plane to allocate when `rows` are needed. It follows from `rows` alone, so that the
+/// memory of a session can be told from its length.
+fn capacity(rows: usize) -> usize {
+    let mut capacity = FIRST_ROWS;
+    while capacity < rows {
+        capacity += (capacity / GROWTH_SHARE).next_multiple_of(FIRST_ROWS).max(FIRST_ROWS);
+    }
+    capacity
+}
+
+/// Bytes of device memory that a buffer takes.
+fn allocated(bytes: usize) -> u64 {
+    let unit = if bytes < ALLOCATION / 2 { ALIGNMENT } else { ALLOCATION };
+    bytes.next_multiple_of(unit) as u64
+}
+
+/// Bytes of device memory of a cache with capacity for `tokens` tokens.
+pub(crate) fn bytes_at(layout: &StateLayout, tokens: usize) -> u64 {
+    let planes = || layout.layers().iter().flat_map(LayerLayout::planes).map(|(_, p)| p);
+    let windows: usize = layout.layers().iter().map(|l| WINDOW_SLOTS * l.row_bytes).sum();
+    let inputs: usize = planes().map(|p| ring_elements(&p) * size_of::<f32>()).sum();
+    let rows = planes().map(|p| allocated(capacity(p.rows(tokens)) * p.row_bytes));
+    allocated(windows) + allocated(inputs) + rows.sum::<u64>()
+}
+
+/// Elements of a compressor's two rings.
+fn ring_elements(layout: &PlaneLayout) -> usize {
+    2 * layout.ring_slots() * layout.input_width
+}
+
 impl Cache {
-    /// An empty cache.
+    /// An empty cache with capacity for `tokens` tokens.
     ///
     /// # Errors
-    /// [`BackendError::OutOfMemory`] if the device has no room for another session.
-    pub fn new(device: &Device, config: &Config, rounding: CacheRounding) -> StageResult<Cache> {
-        let row_bytes = rounding.kv_codec().row_bytes();
-        let key_bytes = rounding.index_codec().row_bytes();
-        let mut inputs = 0;
-        let layers = config.layers.iter().enumerate().map(|(l, layer)| {
-            let kind = layer.kind;
-            let mut compressed =
-                |width, bytes| Compressed::new(device, kind, width, bytes, &mut inputs);
+    /// [`BackendError::OutOfMemory`] if the device has no room for it.
+    pub fn new(device: &Device, layout: &StateLayout, tokens: usize) -> StageResult<Cache> {
+        let (mut windows, mut inputs) = (0, 0);
+        let layers = layout.layers().iter().map(|layer| {
+            let window = windows;
+            windows += WINDOW_SLOTS * layer.row_bytes;
+            let mut plane = |layout: Option<PlaneLayout>| {
+                layout.map(|p| PlaneState::new(device, p, &mut inputs, tokens)).transpose()
+            };
             Ok(Layer {
-                window: l * WINDOW_SLOTS * row_bytes,
-                row_bytes,
-                compressed: match kind {
-                    LayerKind::Swa => None,
-                    _ => Some(compressed(kind.compressor_width(), row_bytes)?),
-                },
-                index: match kind {
-                    LayerKind::Csa => Some(compressed(2 * INDEX_DIM, key_bytes)?),
-                    _ => None,
-                },
+                window,
+                row_bytes: layer.row_bytes,
+                rows: plane(layer.rows)?,
+                index_keys: plane(layer.index_keys)?,
             })
         });
         let layers: Vec<Layer> = layers.collect::<StageResult<_>>()?;
-        let windows = device.alloc_zeroed(layers.len() * WINDOW_SLOTS * row_bytes)?;
-        let inputs = device.alloc_zeroed(inputs)?;
-        let device = device.clone();
-        let mut cache =
-            Cache { device, position: 0, layers, windows, inputs, pointers: Vec::new() };
+        let rings =
+            Rings { windows: device.alloc_zeroed(windows)?, inputs: device.alloc_zeroed(inputs)? };
+        let mut cache = Cache { device: device.clone(), layers, rings, pointers: Vec::new() };
         cache.update_pointers();
         Ok(cache)
     }
 
-    /// Bytes of a cache that holds `position` tokens, at the least.
-    pub fn bytes_at(config: &Config, rounding: CacheRounding, position: usize) -> u64 {
-        let (row, key) = (rounding.kv_codec().row_bytes(), rounding.index_codec().row_bytes());
-        let layer = |kind: LayerKind| {
-            let rows = position.checked_div(kind.ratio()).unwrap_or(0);
-            let per_row = row + if kind == LayerKind::Csa { key } else { 0 };
-            WINDOW_SLOTS * row + rows * per_row
-        };
-        config.layers.iter().map(|l| layer(l.kind) as u64).sum()
-    }
-
-    /// Addresses of every layer's state. They change when [`reserve`](Self::reserve) grows it.
+    /// Addresses of every layer's state. They change when the cache grows.
     pub fn pointers(&self) -> &[LayerPointers] {
         &self.pointers
     }
 
-    /// Bytes on the device.
-    pub fn bytes(&self) -> usize {
-        let rows = self.layers.iter().flat_map(Layer::compressors).map(|c| c.rows.len());
-        self.windows.len() + size_of::<f32>() * self.inputs.len() + rows.sum::<usize>()
+    fn planes(&self) -> impl Iterator<Item = &PlaneState> {
+        self.layers.iter().flat_map(Layer::planes)
     }
 
-    /// Makes room for `position` tokens, which the session holds after the coming step.
-    ///
-    /// # Errors
-    /// [`BackendError::OutOfMemory`] if the device has no room; the cache is as it was.
-    pub fn reserve(&mut self, position: usize) -> StageResult {
-        self.make_room(position)?;
-        self.position = position;
-        Ok(())
-    }
-
-    /// Makes room for `position` tokens, without a step that would use it.
-    ///
-    /// # Errors
-    /// [`BackendError::OutOfMemory`] if the device has no room; the cache is as it was.
-    pub fn make_room(&mut self, position: usize) -> StageResult {
-        let mut result = Ok(());
-        for c in self.layers.iter_mut().flat_map(Layer::compressors_mut) {
-            result = c.reserve(&self.device, position / c.ratio);
-            if result.is_err() {
-                break;
-            }
-        }
-        // Layers that did grow have moved, whatever became of the others.
-        self.update_pointers();
-        result
-    }
-
-    /// Goes back to `position`, at most [`MAX_REWIND`] tokens before the highest one written.
-    pub fn rewind(&mut self, position: usize) {
-        self.position = position;
-    }
-
-    /// Copies out the part that later tokens overwrite.
-    pub fn frontier(&self, position: usize) -> StageResult<Frontier> {
-        let windows = self.device.download(&self.windows, 0..self.windows.len())?;
-        let inputs = self.device.download(&self.inputs, 0..self.inputs.len())?;
-        let layer = |layer: &Layer| {
-            let tail = |c: &Option<Compressed>| c.as_ref().map(|c| c.tail(&inputs, position));
-            LayerFrontier {
-                window: window_positions(position)
-                    .flat_map(|p| &windows[layer.window_slot(p)])
-                    .copied()
-                    .collect(),
-                compressor: tail(&layer.compressed).unwrap_or_default(),
-                indexer: tail(&layer.index).unwrap_or_default(),
-            }
-        };
-        Ok(Frontier { position, layers: self.layers.iter().map(layer).collect() })
-    }
-
-    /// Puts a frontier back and drops all rows beyond it.
-    ///
-    /// Slots of positions that it does not hold are cleared: a session never goes back beyond a
-    /// restored position.
-    pub fn set_frontier(&mut self, frontier: &Frontier) -> StageResult {
-        let mut windows = vec![0; self.windows.len()];
-        let mut inputs = vec![0.0; self.inputs.len()];
-        for (layer, saved) in self.layers.iter().zip(&frontier.layers) {
-            let rows = saved.window.chunks_exact(layer.row_bytes);
-            for (p, row) in window_positions(frontier.position).zip(rows) {
-                windows[layer.window_slot(p)].copy_from_slice(row);
-            }
-            for (c, saved) in
-                [(&layer.compressed, &saved.compressor), (&layer.index, &saved.indexer)]
-            {
-                if let Some(c) = c {
-                    c.set_tail(&mut inputs, frontier.position, saved);
-                }
-            }
-        }
-        self.device.upload(&mut self.windows, 0, &windows)?;
-        self.device.upload(&mut self.inputs, 0, &inputs)?;
-        self.position = frontier.position;
-        Ok(())
-    }
-
-    /// Copies out one layer's rows.
-    pub fn layer_rows(&self, layer: usize) -> StageResult<LayerRows> {
+    fn plane(&self, layer: usize, plane: Plane) -> Option<&PlaneState> {
         let layer = &self.layers[layer];
-        let bytes = |c: &Option<Compressed>| match c {
-            Some(c) => self.device.download(&c.rows, 0..c.used_bytes(self.position)),
-            None => Ok(Vec::new()),
-        };
-        Ok(LayerRows { rows: bytes(&layer.compressed)?, index_keys: bytes(&layer.index)? })
-    }
-
-    /// Replaces one layer's rows.
-    pub fn set_layer_rows(&mut self, layer: usize, rows: &LayerRows) -> StageResult {
-        let layer = &mut self.layers[layer];
-        for (c, bytes) in
-            [(&mut layer.compressed, &rows.rows), (&mut layer.index, &rows.index_keys)]
-        {
-            if let Some(c) = c {
-                c.reserve(&self.device, bytes.len() / c.row_bytes)?;
-                self.device.upload(&mut c.rows, 0, bytes)?;
-            }
+        match plane {
+            Plane::Rows => layer.rows.as_ref(),
+            Plane::IndexKeys => layer.index_keys.as_ref(),
         }
-        self.update_pointers();
-        Ok(())
     }
 
     fn update_pointers(&mut self) {
         let pointers = |layer: &Layer| {
-            let part = |c: &Option<Compressed>| match c {
-                Some(c) => [
-                    self.inputs.at(c.values),
-                    self.inputs.at(c.values + c.slots * c.width),
-                    c.rows.pointer(),
+            let part = |plane: &Option<PlaneState>| match plane {
+                Some(p) => [
+                    self.rings.inputs.at(p.values),
+                    self.rings.inputs.at(p.values + ring_elements(&p.layout) / 2),
+                    p.rows.pointer(),
                 ],
                 None => [Pointer::NULL; 3],
             };
-            let [values, scores, rows] = part(&layer.compressed);
-            let [index_values, index_scores, index_keys] = part(&layer.index);
-            let window = self.windows.at(layer.window);
+            let [values, scores, rows] = part(&layer.rows);
+            let [index_values, index_scores, index_keys] = part(&layer.index_keys);
+            let window = self.rings.windows.at(layer.window);
             LayerPointers { window, values, scores, rows, index_values, index_scores, index_keys }
         };
         self.pointers = self.layers.iter().map(pointers).collect();
     }
 }
 
-impl Layer {
-    fn compressors(&self) -> impl Iterator<Item = &Compressed> {
-        self.compressed.iter().chain(&self.index)
+impl backend::Cache for Cache {
+    fn bytes(&self) -> u64 {
+        self.rings.bytes() + self.planes().map(|p| allocated(p.rows.len())).sum::<u64>()
     }
 
-    fn compressors_mut(&mut self) -> impl Iterator<Item = &mut Compressed> {
-        self.compressed.iter_mut().chain(&mut self.index)
+    fn reserve(&mut self, tokens: usize) -> StageResult {
+        let mut result = Ok(());
+        for plane in self.layers.iter_mut().flat_map(Layer::planes_mut) {
+            result = plane.reserve(&self.device, plane.layout.rows(tokens));
+            if result.is_err() {
+                break;
+            }
+        }
+        // Planes that did grow have moved, also if a later one could not.
+        self.update_pointers();
+        result
+    }
+
+    fn rewind(&mut self, _position: usize) {}
+
+    fn fork(&self, position: usize) -> StageResult<Box<dyn backend::Cache>> {
+        let device = &self.device;
+        let plane = |plane: &Option<PlaneState>| {
+            plane.as_ref().map(|p| p.fork(device, position)).transpose()
+        };
+        let layers = self.layers.iter().map(|layer| {
+            let (rows, index_keys) = (plane(&layer.rows)?, plane(&layer.index_keys)?);
+            Ok(Layer { rows, index_keys, ..*layer })
+        });
+        let mut fork = Cache {
+            device: device.clone(),
+            layers: layers.collect::<StageResult<_>>()?,
+            rings: self.rings.copy(device)?,
+            pointers: Vec::new(),
+        };
+        fork.update_pointers();
+        Ok(Box::new(fork))
+    }
+
+    fn save_frontier(&self, _position: usize) -> StageResult<Box<dyn SavedFrontier>> {
+        Ok(Box::new(self.rings.copy(&self.device)?))
+    }
+
+    fn restore_frontier(&mut self, saved: &dyn SavedFrontier) -> StageResult {
+        let saved: &Rings = own_frontier(saved)?;
+        self.rings.set(&self.device, saved)
+    }
+
+    fn read_frontier(&self, position: usize) -> StageResult<Frontier> {
+        let windows = self.device.download(&self.rings.windows, 0..self.rings.windows.len())?;
+        let inputs = self.device.download(&self.rings.inputs, 0..self.rings.inputs.len())?;
+        let layer = |layer: &Layer| {
+            let tail = |p: &Option<PlaneState>| p.as_ref().map(|p| p.tail(&inputs, position));
+            LayerFrontier {
+                window: window_positions(position)
+                    .flat_map(|p| &windows[layer.window_slot(p)])
+                    .copied()
+                    .collect(),
+                compressor: tail(&layer.rows).unwrap_or_default(),
+                indexer: tail(&layer.index_keys).unwrap_or_default(),
+            }
+        };
+        Ok(Frontier { position, layers: self.layers.iter().map(layer).collect() })
+    }
+
+    /// Slots of positions outside the frontier are cleared: a session never goes back beyond a
+    /// restored position.
+    fn write_frontier(&mut self, frontier: &Frontier) -> StageResult {
+        let mut windows = vec![0; self.rings.windows.len()];
+        let mut inputs = vec![0.0; self.rings.inputs.len()];
+        for (layer, saved) in self.layers.iter().zip(&frontier.layers) {
+            let rows = saved.window.chunks_exact(layer.row_bytes);
+            for (p, row) in window_positions(frontier.position).zip(rows) {
+                windows[layer.window_slot(p)].copy_from_slice(row);
+            }
+            for (plane, saved) in
+                [(&layer.rows, &saved.compressor), (&layer.index_keys, &saved.indexer)]
+            {
+                if let Some(plane) = plane {
+                    plane.set_tail(&mut inputs, frontier.position, saved);
+                }
+            }
+        }
+        self.device.upload(&mut self.rings.windows, 0, &windows)?;
+        self.device.upload(&mut self.rings.inputs, 0, &inputs)
+    }
+
+    fn read_rows(&self, layer: usize, plane: Plane, rows: Range<usize>) -> StageResult<Vec<u8>> {
+        let Some(plane) = self.plane(layer, plane) else { return Ok(Vec::new()) };
+        let bytes = rows.start * plane.layout.row_bytes..rows.end * plane.layout.row_bytes;
+        self.device.download(&plane.rows, bytes)
+    }
+
+    fn write_rows(
+        &mut self,
+        layer: usize,
+        plane: Plane,
+        first: usize,
+        bytes: &[u8],
+    ) -> StageResult {
+        let layer = &mut self.layers[layer];
+        let plane = match plane {
+            Plane::Rows => &mut layer.rows,
+            Plane::IndexKeys => &mut layer.index_keys,
+        };
+        if let Some(plane) = plane {
+            let row_bytes = plane.layout.row_bytes;
+            plane.reserve(&self.device, first + bytes.len() / row_bytes)?;
+            self.device.upload(&mut plane.rows, first * row_bytes, bytes)?;
+        }
+        self.update_pointers();
+        Ok(())
+    }
+}
+
+impl Rings {
+    fn copy(&self, device: &Device) -> StageResult<Rings> {
+        let mut copy = Rings {
+            windows: device.alloc(self.windows.len())?,
+            inputs: device.alloc(self.inputs.len())?,
+        };
+        copy.set(device, self)?;
+        Ok(copy)
+    }
+
+    fn set(&mut self, device: &Device, from: &Rings) -> StageResult {
+        let lengths = |rings: &Rings| (rings.windows.len(), rings.inputs.len());
+        if lengths(self) != lengths(from) {
+            return Err(BackendError::OtherBackend);
+        }
+        device.copy(&from.windows, 0..from.windows.len(), &mut self.windows, 0)?;
+        device.copy(&from.inputs, 0..from.inputs.len(), &mut self.inputs, 0)
+    }
+}
+
+impl SavedFrontier for Rings {
+    fn bytes(&self) -> u64 {
+        allocated(self.windows.len()) + allocated(size_of::<f32>() * self.inputs.len())
+    }
+}
+
+impl Layer {
+    fn planes(&self) -> impl Iterator<Item = &PlaneState> {
+        self.rows.iter().chain(&self.index_keys)
+    }
+
+    fn planes_mut(&mut self) -> impl Iterator<Item = &mut PlaneState> {
+        self.rows.iter_mut().chain(&mut self.index_keys)
     }
 
     /// Bytes of a position's row in the buffer of windows.
@@ -275,94 +331,81 @@ impl Layer {
     }
 }
 
-/// The window's positions after `position` tokens.
-fn window_positions(position: usize) -> Range<usize> {
-    position.saturating_sub(WINDOW)..position
-}
-
-impl Compressed {
-    /// One whose rings start at `inputs`, which is moved behind them.
+impl PlaneState {
+    /// A plane whose rings start at `inputs`, which is moved behind them.
     fn new(
         device: &Device,
-        kind: LayerKind,
-        width: usize,
-        row_bytes: usize,
+        layout: PlaneLayout,
         inputs: &mut usize,
-    ) -> StageResult<Compressed> {
-        // Inputs of the window being filled, and at ratio 4 of the one before it.
-        let needed = if kind == LayerKind::Csa { 2 * kind.ratio() } else { kind.ratio() };
-        let (slots, values) = (needed + MAX_REWIND, *inputs);
-        *inputs += 2 * slots * width;
-        let rows = device.alloc_zeroed(FIRST_ROWS * row_bytes)?;
-        Ok(Compressed { ratio: kind.ratio(), width, slots, values, row_bytes, rows })
+        tokens: usize,
+    ) -> StageResult<Self> {
+        let values = *inputs;
+        *inputs += ring_elements(&layout);
+        let rows = device.alloc_zeroed(capacity(layout.rows(tokens)) * layout.row_bytes)?;
+        Ok(PlaneState { layout, values, rows })
     }
 
-    /// Makes room for `rows` rows.
+    /// The rows that are complete after `position` tokens, in a plane of their own.
+    fn fork(&self, device: &Device, position: usize) -> StageResult<Self> {
+        let used = self.layout.rows(position);
+        let mut rows = device.alloc_zeroed(capacity(used) * self.layout.row_bytes)?;
+        device.copy(&self.rows, 0..used * self.layout.row_bytes, &mut rows, 0)?;
+        Ok(PlaneState { rows, ..*self })
+    }
+
+    /// Ensures capacity for `rows` rows.
     fn reserve(&mut self, device: &Device, rows: usize) -> StageResult {
-        let capacity = self.rows.len() / self.row_bytes;
-        if rows <= capacity {
+        if rows * self.layout.row_bytes <= self.rows.len() {
             return Ok(());
         }
-        let bytes = grown(capacity, rows).checked_mul(self.row_bytes).ok_or_else(|| {
-            BackendError::OutOfMemory(format!("{rows} compressed rows are too many to address"))
-        })?;
-        let mut larger = device.alloc_zeroed(bytes)?;
+        let mut larger = device.alloc_zeroed(capacity(rows) * self.layout.row_bytes)?;
         device.copy(&self.rows, 0..self.rows.len(), &mut larger, 0)?;
         self.rows = larger;
         Ok(())
     }
 
-    /// Bytes of the rows that are complete after `position` tokens.
-    fn used_bytes(&self, position: usize) -> usize {
-        (position / self.ratio * self.row_bytes).min(self.rows.len())
-    }
-
-    /// Elements of a position's value in the buffer of inputs; those of its score are `slots`
-    /// rows further on.
+    /// Elements of a position's value in the buffer of inputs.
     fn input_slot(&self, position: usize) -> Range<usize> {
-        let start = self.values + position % self.slots * self.width;
-        start..start + self.width
+        let width = self.layout.input_width;
+        let start = self.values + position % self.layout.ring_slots() * width;
+        start..start + width
     }
 
     fn score_slot(&self, position: usize) -> Range<usize> {
         let Range { start, end } = self.input_slot(position);
-        let offset = self.slots * self.width;
+        let offset = ring_elements(&self.layout) / 2;
         start + offset..end + offset
     }
 
     fn tail(&self, inputs: &[f32], position: usize) -> CompressorInputs {
-        let positions = compressor_tail(self.ratio, position);
+        let positions = self.layout.tail(position);
         let values = positions.clone().flat_map(|p| &inputs[self.input_slot(p)]);
         let scores = positions.clone().flat_map(|p| &inputs[self.score_slot(p)]);
         CompressorInputs { values: values.copied().collect(), scores: scores.copied().collect() }
     }
 
     fn set_tail(&self, inputs: &mut [f32], position: usize, saved: &CompressorInputs) {
-        let rows = saved.values.chunks_exact(self.width).zip(saved.scores.chunks_exact(self.width));
-        for (p, (values, scores)) in compressor_tail(self.ratio, position).zip(rows) {
+        let width = self.layout.input_width;
+        let rows = saved.values.chunks_exact(width).zip(saved.scores.chunks_exact(width));
+        for (p, (values, scores)) in self.layout.tail(position).zip(rows) {
             inputs[self.input_slot(p)].copy_from_slice(values);
             inputs[self.score_slot(p)].copy_from_slice(scores);
         }
     }
 }
 
-/// Rows to have room for when `needed` exceeds `capacity`.
-fn grown(capacity: usize, needed: usize) -> usize {
-    if needed <= DOUBLING_ROWS {
-        return needed.next_power_of_two();
-    }
-    needed.max(capacity.saturating_add(capacity / 2))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::grown;
+    use super::{FIRST_ROWS, capacity};
 
     #[test]
-    fn room_doubles_at_first_and_then_grows_by_half() {
-        assert_eq!(grown(256, 257), 512);
-        assert_eq!(grown(256, 4096), 4096);
-        assert_eq!(grown(4096, 4097), 6144);
-        assert_eq!(grown(6144, 250_000), 250_000);
+    fn a_plane_grows_by_an_eighth_and_by_a_first_size_at_least() {
+        for (rows, expected) in [(0, 256), (256, 256), (257, 512), (2049, 2304), (2305, 2816)] {
+            assert_eq!(capacity(rows), expected, "{rows} rows");
+        }
+        for rows in [5_000, 32_769, 262_144] {
+            let capacity = capacity(rows);
+            assert!((rows..=rows + rows / 8 + FIRST_ROWS).contains(&capacity), "{capacity}");
+        }
     }
 }

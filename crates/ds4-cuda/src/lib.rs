@@ -19,10 +19,9 @@ mod scratch;
 mod stages;
 mod step;
 
-pub use backend::{CudaBackend, MemoryReport, Options, PREFILL_CHUNK};
+pub use backend::{CudaBackend, Options, PREFILL_CHUNK};
 pub use cache::Cache;
 pub use driver::devices;
-pub use scratch::Activations;
 
 /// What the driver says of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]

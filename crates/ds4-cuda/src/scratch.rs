@@ -1,10 +1,5 @@
 //! Activations of a step: device buffers that are allocated once and reused.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Condvar, Mutex, PoisonError},
-};
-
 use ds4_engine::{backend::StageResult, rope::PAIRS, rows::CacheRounding};
 use ds4_model::config::{Config, HEAD_DIM, INDEX_DIM, LayerKind, STREAMS};
 
@@ -17,14 +12,12 @@ use crate::{
     weights::{self, Weights},
 };
 
-/// Rows of the smallest scratch.
-const FIRST_ROWS: usize = 64;
 /// Scores of index keys that are kept at once: 256 MiB.
 const SCORES: usize = 64 << 20;
 /// Decode rows up to which attention's partial results are kept at once.
 pub(crate) const PARTIAL_ROWS: usize = 64;
-/// Rows of logits in the smallest scratch.
-const FIRST_LOGITS: usize = 64;
+/// Rows up to which a step that only decodes is a CUDA graph.
+pub(crate) const GRAPH_ROWS: usize = 64;
 
 /// Buffers for steps of up to `rows` rows, and the products between them. Layouts are row-major.
 pub(crate) struct Scratch {
@@ -79,8 +72,9 @@ pub(crate) struct Scratch {
     pub head: Head,
     /// Of any products.
     pub workspace: Workspace,
-    /// Recorded steps, by rows and rows of logits.
-    pub graphs: HashMap<(usize, usize), Graph>,
+    /// CUDA graphs of steps that only decode, by their number of rows less one. They hold addresses
+    /// of the buffers above.
+    pub graphs: [Option<Graph>; GRAPH_ROWS],
 }
 
 /// The products of one layer.
@@ -141,15 +135,15 @@ impl CacheTable {
 }
 
 impl Scratch {
-    /// Scratch for steps of `rows` rows or somewhat more.
+    /// Scratch for steps of `rows` rows and `logits` rows of logits, or somewhat more.
     pub fn new(
         device: &Device,
         config: &Config,
         rounding: CacheRounding,
         weights: &Weights,
-        rows: usize,
+        (rows, logits): (usize, usize),
     ) -> StageResult<Scratch> {
-        let n = rows.next_power_of_two().max(FIRST_ROWS);
+        let n = rows.next_multiple_of(GRAPH_ROWS).max(GRAPH_ROWS);
         let (hidden, heads) = (config.hidden, config.heads * HEAD_DIM);
         let width = config.layers.iter().map(|l| l.kind.compressor_width()).max().unwrap_or(0);
         let partial = attention::partial_len(PARTIAL_ROWS, config.heads);
@@ -186,9 +180,9 @@ impl Scratch {
             y: device.alloc(n * (config.experts_used + 1) * hidden)?,
             experts: experts::Scratch::new(device, config, n)?,
             layers: Vec::new(),
-            head: Head::new(device, config, weights, FIRST_LOGITS)?,
+            head: Head::new(device, config, weights, logits.max(GRAPH_ROWS))?,
             workspace: Workspace::new(device, 0)?,
-            graphs: HashMap::new(),
+            graphs: [const { None }; GRAPH_ROWS],
         };
         let layers = weights.layers.iter().enumerate();
         let layers = layers.map(|(l, w)| scratch.layer_products(device, config, l, w));
@@ -327,78 +321,4 @@ pub(crate) fn key_capacity(config: &Config) -> usize {
 fn key_scores_len(config: &Config, rows: usize) -> usize {
     let capacity = key_capacity(config);
     (rows * capacity).min(SCORES.max(capacity))
-}
-
-/// Lends the scratch to one step at a time.
-pub(crate) struct Pool {
-    /// None while it is lent.
-    free: Mutex<Option<Idle>>,
-    returned: Condvar,
-}
-
-/// The scratch between steps; missing if memory ran out when it was made anew.
-struct Idle(Option<Box<Scratch>>);
-
-impl Pool {
-    pub fn new(scratch: Scratch) -> Arc<Pool> {
-        let idle = Idle(Some(Box::new(scratch)));
-        Arc::new(Pool { free: Mutex::new(Some(idle)), returned: Condvar::new() })
-    }
-
-    /// Waits for the step before, if there is one.
-    pub fn take(self: &Arc<Pool>) -> Activations {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(Idle(scratch)) = free.take() {
-                return Activations { scratch, pool: self.clone(), caches_ready: false };
-            }
-            free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-/// What flows through the stages of one step.
-pub struct Activations {
-    scratch: Option<Box<Scratch>>,
-    pool: Arc<Pool>,
-    /// Whether this step's cache addresses are on their way to the device.
-    pub(crate) caches_ready: bool,
-}
-
-impl Activations {
-    /// Puts a new scratch in the place of the old one, which is freed first: two may not fit.
-    pub(crate) fn replace_scratch(
-        &mut self,
-        make: impl Fn(usize) -> StageResult<Scratch>,
-        rows: usize,
-    ) -> StageResult {
-        self.scratch = None;
-        match make(rows) {
-            Ok(scratch) => self.scratch = Some(Box::new(scratch)),
-            Err(error) => {
-                // A small one fits again, or the next step tries once more.
-                self.scratch = make(1).ok().map(Box::new);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// Rows that there is room for.
-    pub(crate) fn rows(&self) -> usize {
-        self.scratch.as_ref().map_or(0, |scratch| scratch.rows)
-    }
-
-    /// The buffers.
-    pub(crate) fn scratch(&mut self) -> &mut Scratch {
-        self.scratch.as_mut().expect("a step begins by making room for its rows")
-    }
-}
-
-impl Drop for Activations {
-    fn drop(&mut self) {
-        let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
-        *free = Some(Idle(self.scratch.take()));
-        self.pool.returned.notify_one();
-    }
 }

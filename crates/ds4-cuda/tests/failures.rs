@@ -10,7 +10,7 @@ use std::{
 };
 
 use ds4_cuda::{CudaBackend, Error, Options, devices};
-use ds4_engine::rows::CacheRounding;
+use ds4_engine::{Backend, rows::CacheRounding};
 use ds4_model::{
     Model,
     synth::{self, Recipe},
@@ -23,7 +23,7 @@ use support::{cuda, small_model};
 fn there_is_a_device() {
     let options = Options { device: None, cache_rounding: CacheRounding::On, context: 1024 };
     match CudaBackend::new(small_model(Recipe::Q2), options, |_, _| {}) {
-        Ok(backend) => println!("{}", backend.memory_report()),
+        Ok(backend) => println!("{}", backend.memory(1024).unwrap()),
         Err(error) => panic!("{error:?}: {error}"),
     }
 }
@@ -114,7 +114,7 @@ fn a_model_that_does_not_fit_is_refused_with_what_would() {
         match CudaBackend::new(model.clone(), options, progress) {
             Err(Error::TooLarge { free, needed, advice, .. }) => (free, needed, advice),
             Err(error) => panic!("{error}"),
-            Ok(backend) => panic!("{}", backend.memory_report()),
+            Ok(backend) => panic!("{}", backend.memory(context).unwrap()),
         }
     };
     // 580 GB.
@@ -132,7 +132,7 @@ fn a_model_that_does_not_fit_is_refused_with_what_would() {
     assert!(tokens > 1 << 20 && tokens < free as usize / 100, "{advice}");
     let options = Options { device: None, cache_rounding: CacheRounding::Off, context: tokens / 2 };
     let backend = CudaBackend::new(small, options, |_, _| {}).unwrap();
-    let report = backend.memory_report();
-    assert!(report.cache > report.device.free_bytes / 4, "{report}");
-    assert!(report.left() < report.device.free_bytes * 3 / 4, "{report}");
+    let report = backend.memory(tokens / 2).unwrap();
+    assert!(report.session > free / 4, "{report}");
+    assert!(report.left.unwrap() > report.session, "{report}");
 }

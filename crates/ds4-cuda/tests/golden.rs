@@ -4,9 +4,9 @@ mod support;
 
 use std::sync::Arc;
 
-use ds4_engine::rows::CacheRounding;
+use ds4_engine::{Engine, rows::CacheRounding};
 use ds4_model::Model;
-use support::{CudaEngine, Golden, cuda, feed, golden, is_real};
+use support::{Golden, cuda, feed, golden, is_real};
 
 /// Mean divergence and share of best tokens over all positions of some sequences, fed in chunks.
 struct Judgement {
@@ -14,11 +14,11 @@ struct Judgement {
     top1: f64,
 }
 
-fn tiny(rounding: CacheRounding) -> Option<CudaEngine> {
+fn tiny(rounding: CacheRounding) -> Option<Engine> {
     cuda(&Arc::new(Model::open(&support::tiny_file("tiny-b-q2.gguf")).unwrap()), rounding)
 }
 
-fn judge(engine: &CudaEngine, sequences: &[Golden], chunk: usize) -> Judgement {
+fn judge(engine: &Engine, sequences: &[Golden], chunk: usize) -> Judgement {
     let (mut kl, mut top1, mut rows) = (0.0, 0.0, 0.0);
     for golden in sequences {
         let mut session = engine.new_session().unwrap();

@@ -4,10 +4,11 @@ mod support;
 
 use ds4_cuda::device::{Buffer, Device};
 use ds4_engine::{
-    BackendError::OutOfMemory, LogitsWanted, SnapshotError, StepError, Work, rows::CacheRounding,
+    BackendError::OutOfMemory, Engine, Phase, Session, SnapshotError, StepError, Work,
+    rows::CacheRounding,
 };
 use ds4_model::synth::Recipe;
-use support::{CudaEngine, CudaSession, cuda, feed, random_tokens, session_after, small_model_of};
+use support::{cuda, feed, random_tokens, session_after, small_model_of};
 
 /// Takes what memory is left, down to pieces that nothing of use fits in.
 fn fill(device: &Device) -> Vec<Buffer<u8>> {
@@ -33,9 +34,9 @@ fn assert_out_of_memory<T>(what: &str, result: Result<T, StepError>) {
     }
 }
 
-fn prefill(engine: &CudaEngine, session: &mut CudaSession, len: usize) -> Result<(), StepError> {
+fn prefill(engine: &Engine, session: &mut Session, len: usize) -> Result<(), StepError> {
     let tokens = random_tokens(9, len);
-    engine.step(&mut [Work { session, tokens: &tokens, logits: LogitsWanted::None }])?;
+    engine.step(&mut [Work { session, tokens: &tokens, phase: Phase::Prefill, wanted: &[] }])?;
     Ok(())
 }
 
@@ -51,7 +52,7 @@ fn running_out_of_memory_harms_no_other_session() {
     let mut growing = session_after(&engine, &random_tokens(2, 1020));
     let saved = engine.snapshot(&growing).unwrap();
 
-    let taken = fill(engine.backend().device());
+    let taken = fill(&Device::open(0).unwrap());
     assert_out_of_memory("a new session", engine.new_session().map_err(StepError::from));
     assert!(matches!(engine.restore(&saved), Err(SnapshotError::Backend(OutOfMemory(_)))));
     assert_out_of_memory("growing", prefill(&engine, &mut growing, 8));

@@ -4,10 +4,10 @@ mod support;
 
 use std::{fs, ops::ControlFlow, path::PathBuf, sync::Arc};
 
-use ds4_engine::{Backend, Engine, rows::CacheRounding};
+use ds4_engine::{Engine, rows::CacheRounding};
 use ds4_eval::perplexity::{Reading, Text, log_probability, read};
 use ds4_model::{Model, tokenizer::Tokenizer};
-use support::{CudaEngine, cpu, cuda, is_real};
+use support::{cpu, cuda, is_real};
 
 const ROUNDINGS: [CacheRounding; 2] = [CacheRounding::On, CacheRounding::Off];
 
@@ -28,7 +28,7 @@ fn held_out(model: &Model, tokens: usize) -> Text {
 }
 
 /// Log-probabilities of all scored tokens.
-fn log_probabilities<B: Backend>(engine: &Engine<B>, text: &Text, reading: Reading) -> Vec<f64> {
+fn log_probabilities(engine: &Engine, text: &Text, reading: Reading) -> Vec<f64> {
     let mut all = Vec::new();
     let score = |token, logits: &[f32]| {
         all.push(log_probability(logits, token)?);
@@ -50,8 +50,8 @@ fn most_off(rounding: CacheRounding) -> f64 {
 
 /// The mean log-probability is the logarithm of the perplexity: what single tokens are off by
 /// cancels there, but for what chance leaves, which is seldom more than four standard errors.
-fn compare(model: &Arc<Model>, engine: &CudaEngine, tokens: usize, reading: Reading) {
-    let rounding = engine.backend().cache_rounding();
+fn compare(model: &Arc<Model>, engine: &Engine, tokens: usize, reading: Reading) {
+    let rounding = engine.layout().rounding();
     let text = held_out(model, tokens);
     let found = log_probabilities(engine, &text, reading);
     let expected = log_probabilities(&cpu(model, rounding), &text, reading);

@@ -1,17 +1,18 @@
-//! Sessions, batches and recorded steps on the device.
+//! Sessions, batches and CUDA graphs on the device.
 
 mod support;
 
 use std::slice;
 
-use ds4_engine::{Logits, LogitsWanted, MAX_REWIND, Work, rows::CacheRounding, sampling};
+use ds4_conformance::{prefill, suite};
+use ds4_engine::{Engine, Session, StepOutput, rows::CacheRounding, sampling};
 use ds4_model::synth::Recipe;
 use support::{
-    CudaEngine, CudaSession, Difference, cpu, cuda, feed, is_real, random_tokens, session_after,
-    small_model, small_model_of, step,
+    Difference, Wants, cpu, cuda, feed, is_real, random_tokens, session_after, small_model,
+    small_model_of, step, step_with,
 };
 
-fn engine(rounding: CacheRounding) -> Option<CudaEngine> {
+fn engine(rounding: CacheRounding) -> Option<Engine> {
     cuda(&small_model(Recipe::Q2), rounding)
 }
 
@@ -20,7 +21,7 @@ fn engine(rounding: CacheRounding) -> Option<CudaEngine> {
 const LENGTHS: [usize; 9] = [0, 1, 3, 4, 63, 64, 65, 127, 140];
 
 /// Snapshots of a session at these lengths.
-fn starts(engine: &CudaEngine) -> Vec<Vec<u8>> {
+fn starts(engine: &Engine) -> Vec<Vec<u8>> {
     let (tokens, mut session) = (random_tokens(0, 140), engine.new_session().unwrap());
     let at = |len: usize| {
         if len > session.len() {
@@ -33,7 +34,7 @@ fn starts(engine: &CudaEngine) -> Vec<Vec<u8>> {
 }
 
 /// `n` sessions of ragged lengths.
-fn sessions(engine: &CudaEngine, starts: &[Vec<u8>], n: usize) -> Vec<CudaSession> {
+fn sessions(engine: &Engine, starts: &[Vec<u8>], n: usize) -> Vec<Session> {
     starts.iter().cycle().take(n).map(|bytes| engine.restore(bytes).unwrap()).collect()
 }
 
@@ -46,32 +47,44 @@ fn slices(tokens: &[Vec<u32>]) -> Vec<&[u32]> {
     tokens.iter().map(Vec::as_slice).collect()
 }
 
-/// What each session answers when it is the only one.
+/// The results of each session when it is the only one in a step.
 fn alone(
-    engine: &CudaEngine,
-    sessions: &mut [CudaSession],
+    engine: &Engine,
+    sessions: &mut [Session],
     tokens: &[Vec<u32>],
-    wanted: LogitsWanted,
-) -> Vec<Logits> {
+    wants: Wants,
+) -> Vec<StepOutput> {
     let each = sessions.iter_mut().zip(tokens);
-    each.flat_map(|(session, tokens)| {
-        engine.step(&mut [Work { session, tokens, logits: wanted }]).unwrap()
-    })
-    .collect()
+    each.flat_map(|(session, tokens)| step(engine, slice::from_mut(session), &[tokens], wants))
+        .collect()
 }
 
-fn assert_same_bits(what: &str, found: &[Logits], expected: &[Logits]) {
+fn assert_same_bits(what: &str, found: &[StepOutput], expected: &[StepOutput]) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-        assert_eq!(found.best(), expected.best(), "{what}: likeliest token of session {i}");
-        assert_eq!(found.data.len(), expected.data.len(), "{what}: session {i}");
-        let differ =
-            found.data.iter().zip(&expected.data[..]).filter(|(a, b)| a.to_bits() != b.to_bits());
-        assert_eq!(differ.count(), 0, "{what}: logits of session {i} differ");
+        assert_eq!(found.argmax(), expected.argmax(), "{what}: argmax of session {i}");
+        assert_eq!(found.rows.len(), expected.rows.len(), "{what}: session {i}");
+        let bits = |output: &StepOutput| -> Vec<u32> {
+            output.logits().flatten().map(|x| x.to_bits()).collect()
+        };
+        assert!(bits(found) == bits(expected), "{what}: logits of session {i} differ");
     }
 }
 
-/// Two steps each, so that the second of a shape is a recorded one.
+#[test]
+fn the_device_passes_the_suite() {
+    let (Some(engine), Some(other)) = (engine(CacheRounding::On), engine(CacheRounding::On)) else {
+        return;
+    };
+    suite::prompts_have_the_same_bits_however_they_are_cut(&engine);
+    suite::decoded_spans_have_the_same_bits_as_single_tokens(&engine);
+    suite::batches_have_the_bits_of_each_session_alone(&engine);
+    suite::saved_states_continue_with_the_same_bits(&engine);
+    suite::foreign_state_is_refused(&engine, &other);
+    suite::sessions_take_the_bytes_that_are_announced(&engine);
+}
+
+/// Two steps each, so that the second of a shape launches a captured graph.
 #[test]
 fn decoded_tokens_have_the_same_bits_in_any_batch() {
     for (rounding, counts) in
@@ -84,12 +97,12 @@ fn decoded_tokens_have_the_same_bits_in_any_batch() {
         let rounds = [next_tokens(most, 0, |_| 1), next_tokens(most, 1, |_| 1)];
         let mut single = sessions(&engine, &starts, most);
         let expected: Vec<_> =
-            rounds.iter().map(|t| alone(&engine, &mut single, t, LogitsWanted::Last)).collect();
+            rounds.iter().map(|t| alone(&engine, &mut single, t, Wants::LastLogits)).collect();
         for &n in counts {
             let mut together = sessions(&engine, &starts, n);
             for (tokens, expected) in rounds.iter().zip(&expected) {
                 let tokens = slices(&tokens[..n]);
-                let found = step(&engine, &mut together, &tokens, LogitsWanted::Last);
+                let found = step(&engine, &mut together, &tokens, Wants::LastLogits);
                 assert_same_bits(&format!("{rounding:?}, {n} sessions"), &found, &expected[..n]);
             }
         }
@@ -107,8 +120,8 @@ fn mixed_steps_have_the_same_bits_as_each_session_alone() {
             (sessions(&engine, &starts, 9), sessions(&engine, &starts, 9));
         for round in 0..rounds {
             let tokens = next_tokens(9, round, |i| SPANS[(i + round as usize) % 9]);
-            let expected = alone(&engine, &mut single, &tokens, LogitsWanted::All);
-            let found = step(&engine, &mut together, &slices(&tokens), LogitsWanted::All);
+            let expected = alone(&engine, &mut single, &tokens, Wants::AllLogits);
+            let found = step(&engine, &mut together, &slices(&tokens), Wants::AllLogits);
             assert_same_bits(&format!("{rounding:?}, step {round}"), &found, &expected);
         }
     }
@@ -119,27 +132,24 @@ fn only_the_logits_asked_for_come_back() {
     let Some(engine) = engine(CacheRounding::On) else { return };
     let starts = starts(&engine);
     let tokens = next_tokens(8, 0, |i| [1, 5, 20, 1, 5, 20, 1, 20][i]);
-    let kinds = [LogitsWanted::None, LogitsWanted::Best, LogitsWanted::Last, LogitsWanted::All];
+    let kinds = [Wants::None, Wants::Argmax, Wants::LastLogits, Wants::AllLogits];
     let expected =
         kinds.map(|kind| alone(&engine, &mut sessions(&engine, &starts, 8), &tokens, kind));
     for i in 0..8 {
         let [none, best, last, all] = expected.each_ref().map(|logits| &logits[i]);
-        assert!(none.is_empty() && none.best().is_none());
-        assert!(best.data.is_empty() && !best.is_empty());
-        assert_eq!(best.best(), Some(sampling::argmax(last.last().unwrap())));
+        assert!(none.is_empty() && none.argmax().is_none());
+        assert!(best.last_logits().is_none() && !best.is_empty());
+        assert_eq!(best.argmax(), Some(sampling::argmax(last.last_logits().unwrap())));
         // Few logits of a prompt are computed like those of decoded tokens.
-        let row = |logits: &Logits| [logits.last().unwrap().to_vec()];
+        let row = |output: &StepOutput| [output.last_logits().unwrap().to_vec()];
         let d = Difference::of(&row(last), &row(all));
-        assert!(last.data.len() == last.vocab && d.max_abs <= 0.05, "{d:?}");
+        assert!(last.rows.len() == 1 && d.max_abs <= 0.05, "{d:?}");
     }
     for shift in 0..4 {
         let kind = |i: usize| (i + i / 4 + shift) % 4;
         let mut sessions = sessions(&engine, &starts, 8);
-        let work = sessions.iter_mut().zip(&tokens).enumerate();
-        let mut work: Vec<_> = work
-            .map(|(i, (session, tokens))| Work { session, tokens, logits: kinds[kind(i)] })
-            .collect();
-        let found = engine.step(&mut work).unwrap();
+        let tokens = slices(&tokens);
+        let found = step_with(&engine, &mut sessions, &tokens, |i| kinds[kind(i)]);
         for (i, found) in found.iter().enumerate() {
             let what = format!("session {i} wants {:?}", kinds[kind(i)]);
             assert_same_bits(&what, slice::from_ref(found), &expected[kind(i)][i..i + 1]);
@@ -147,7 +157,7 @@ fn only_the_logits_asked_for_come_back() {
     }
 }
 
-/// Steps of as many rows, and so one recorded step, with any of them content with a token.
+/// Steps of as many rows, and so one CUDA graph, with any of them content with a token.
 #[test]
 fn tokens_chosen_on_the_device_are_those_of_the_logits() {
     let Some(engine) = engine(CacheRounding::On) else { return };
@@ -156,29 +166,23 @@ fn tokens_chosen_on_the_device_are_those_of_the_logits() {
     let mut together = sessions(&engine, &starts, 5);
     let mut tokens = next_tokens(5, 0, |_| 1);
     for greedy in [0b00000, 0b11111, 0b10010, 0b00000, 0b01101, 0b11111_u32] {
-        let expected = alone(&engine, &mut single, &tokens, LogitsWanted::Last);
-        let work = together.iter_mut().zip(&tokens).enumerate();
-        let mut work: Vec<_> = work
-            .map(|(i, (session, tokens))| {
-                let is_greedy = greedy >> i & 1 == 1;
-                let logits = if is_greedy { LogitsWanted::Best } else { LogitsWanted::Last };
-                Work { session, tokens, logits }
-            })
-            .collect();
-        let found = engine.step(&mut work).unwrap();
+        let expected = alone(&engine, &mut single, &tokens, Wants::LastLogits);
+        let found = step_with(&engine, &mut together, &slices(&tokens), |i| {
+            if greedy >> i & 1 == 1 { Wants::Argmax } else { Wants::LastLogits }
+        });
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
             let what = format!("greedy: {greedy:05b}, session {i}");
-            assert_eq!(found.best(), expected.best(), "{what}");
-            let wanted = if greedy >> i & 1 == 1 { None } else { expected.last() };
-            assert!(found.last() == wanted, "{what}");
+            assert_eq!(found.argmax(), expected.argmax(), "{what}");
+            let wanted = if greedy >> i & 1 == 1 { None } else { expected.last_logits() };
+            assert!(found.last_logits() == wanted, "{what}");
         }
-        tokens = expected.iter().map(|logits| vec![logits.best().unwrap().unwrap()]).collect();
+        tokens = expected.iter().map(|logits| vec![logits.argmax().unwrap().unwrap()]).collect();
     }
 }
 
-/// Recorded steps of many shapes, in an order that comes back to each.
+/// CUDA graphs of many shapes, in an order that comes back to each.
 #[test]
-fn recorded_steps_of_several_shapes_do_not_mix() {
+fn graphs_of_several_shapes_do_not_mix() {
     let Some(engine) = engine(CacheRounding::On) else { return };
     let starts = starts(&engine);
     let mut single = sessions(&engine, &starts, 5);
@@ -188,18 +192,18 @@ fn recorded_steps_of_several_shapes_do_not_mix() {
             .into_iter()
             .enumerate()
     {
-        let wanted = if round % 2 == 0 { LogitsWanted::All } else { LogitsWanted::Last };
+        let wants = if round % 2 == 0 { Wants::AllLogits } else { Wants::LastLogits };
         let tokens = next_tokens(n, round as u64, |_| len);
-        let expected = alone(&engine, &mut single[..n], &tokens, wanted);
-        let found = step(&engine, &mut together[..n], &slices(&tokens), wanted);
+        let expected = alone(&engine, &mut single[..n], &tokens, wants);
+        let found = step(&engine, &mut together[..n], &slices(&tokens), wants);
         assert_same_bits(&format!("step {round}, {n} sessions"), &found, &expected);
     }
 }
 
-/// Recorded at the start of a session, and still right where caches have grown and the indexer
+/// Captured at the start of a session, and still right where caches have grown and the indexer
 /// chooses among many rows: as right as a step that is launched for the first time.
 #[test]
-fn recorded_steps_hold_far_beyond_the_length_they_were_recorded_at() {
+fn graphs_hold_far_beyond_the_length_they_were_captured_at() {
     for (rounding, stops) in
         [(CacheRounding::On, &[70, 300, 1100][..]), (CacheRounding::Off, &[300])]
     {
@@ -210,22 +214,21 @@ fn recorded_steps_hold_far_beyond_the_length_they_were_recorded_at() {
         feed(&old, &mut session, &tokens[..5], 1);
         for &stop in stops {
             for tokens in tokens[session.len()..stop].chunks(300) {
-                let logits = LogitsWanted::None;
-                old.step(&mut [Work { session: &mut session, tokens, logits }]).unwrap();
+                prefill(&old, &mut session, tokens, &[]);
             }
-            // An engine without recorded steps.
+            // An engine without captured graphs.
             let new = cuda(&model, rounding).unwrap();
             let mut other = new.restore(&old.snapshot(&session).unwrap()).unwrap();
             let next = &tokens[stop..stop + 1];
-            let launched = feed(&new, &mut other, next, 1);
-            assert!(feed(&old, &mut session, next, 1) == launched, "{rounding:?} at {stop}");
+            let fresh = feed(&new, &mut other, next, 1);
+            assert!(feed(&old, &mut session, next, 1) == fresh, "{rounding:?} at {stop}");
         }
     }
 }
 
 #[test]
 fn the_same_input_gives_the_same_bits() {
-    let answer = |engine: &CudaEngine| {
+    let answer = |engine: &Engine| {
         let mut session = session_after(engine, &random_tokens(5, 70));
         let (mut token, mut all) = (1, Vec::new());
         for _ in 0..8 {
@@ -243,55 +246,20 @@ fn the_same_input_gives_the_same_bits() {
     assert!(answer(&other) == first, "on another engine");
 }
 
-/// Chunks of 8 tokens and more have the same bits whatever their length, and so have shorter ones.
-/// Between the two are other kernels; with rounded caches a value beside a boundary then goes the
+/// Prefill and decode are other kernels: with rounded caches a value beside a boundary goes the
 /// other way, as in the reference against itself.
 #[test]
-fn chunks_hardly_change_logits() {
+fn prefill_and_decode_hardly_differ() {
     for (rounding, limit) in [(CacheRounding::Off, 1e-3), (CacheRounding::On, 2e-2)] {
         let Some(engine) = engine(rounding) else { return };
         let tokens = random_tokens(2, 136);
         let run = |chunk| feed(&engine, &mut engine.new_session().unwrap(), &tokens, chunk);
         let whole = run(136);
-        for chunk in [70, 40] {
-            assert!(run(chunk) == whole, "{rounding:?}: logits differ in chunks of {chunk}");
-        }
         let short = run(7);
         let d = Difference::of(&short, &whole);
         println!("{rounding:?}: {d:?}");
-        assert!(d.kl <= limit && d.top1 >= 0.9, "{rounding:?}, chunks of 7: {d:?}");
-        if rounding == CacheRounding::On {
-            assert!(run(1) == short, "logits differ in chunks of 1 and 7");
-        }
+        assert!(d.kl <= limit && d.top1 >= 0.9, "{rounding:?}, decoded: {d:?}");
     }
-}
-
-#[test]
-fn going_back_leaves_no_trace() {
-    let Some(engine) = engine(CacheRounding::On) else { return };
-    let tokens = random_tokens(3, 190);
-    let mut session = session_after(&engine, &tokens[..141]);
-    let checkpoint = engine.checkpoint(&session).unwrap();
-    let bytes = engine.snapshot(&session).unwrap();
-    let go_on = |session: &mut CudaSession| {
-        let mut rows = feed(&engine, session, &tokens[141..150], 1);
-        rows.extend(feed(&engine, session, &tokens[150..], 40));
-        rows
-    };
-    let expected = go_on(&mut session);
-
-    let mut restored = engine.restore(&bytes).unwrap();
-    assert!(engine.snapshot(&restored).unwrap() == bytes);
-    assert!(go_on(&mut restored) == expected, "restored");
-
-    // Truncated from far ahead, then drafts that are all rejected.
-    engine.truncate(&mut session, &checkpoint).unwrap();
-    assert!(engine.snapshot(&session).unwrap() == bytes);
-    for drafts in [1, 2, 3, 7, 8, MAX_REWIND] {
-        feed(&engine, &mut session, &random_tokens(drafts as u64, drafts), drafts);
-        engine.rewind(&mut session, 141).unwrap();
-    }
-    assert!(go_on(&mut session) == expected, "after rejected drafts");
 }
 
 /// Snapshots have one layout on all backends.
@@ -324,7 +292,7 @@ fn a_session_goes_on_on_another_backend() {
 }
 
 /// Steps outgrow their buffers in rows, in logits and in sessions, and come back to shapes that
-/// were recorded before.
+/// were captured before.
 #[test]
 fn steps_of_any_size() {
     let Some(engine) = engine(CacheRounding::On) else { return };
@@ -336,9 +304,9 @@ fn steps_of_any_size() {
         [(1, 40), (1, 130), (more, 1), (most, 1), (more, 1), (1, 1)].into_iter().enumerate()
     {
         let tokens = next_tokens(n, round as u64, |_| len);
-        let wanted = if n == 1 { LogitsWanted::All } else { LogitsWanted::Last };
-        let found = step(&engine, &mut all[..n], &slices(&tokens), wanted);
-        let expected = alone(&engine, &mut single[..n], &tokens, wanted);
+        let wants = if n == 1 { Wants::AllLogits } else { Wants::LastLogits };
+        let found = step(&engine, &mut all[..n], &slices(&tokens), wants);
+        let expected = alone(&engine, &mut single[..n], &tokens, wants);
         assert_same_bits(&format!("step {round}"), &found, &expected);
     }
 }

@@ -1,28 +1,35 @@
-//! What a device must provide: the stages of the model.
+//! The interface of a device: the stages of the model, and the KV state of sessions.
 //!
-//! A stage works on every row of a [`Batch`] at once, and the rows may belong to different
-//! sessions. Activations and cached state are the backend's own types; it may fuse and reorder
-//! inside a stage as it likes. Cached state leaves it only in the canonical form of
-//! [`Frontier`] and [`LayerRows`], which every backend reads and writes.
+//! [`Step`] has the stages as methods. A stage works on every row of a [`Batch`] at once, and the
+//! rows may belong to different sessions. Activations and caches are the backend's own types; a
+//! backend may fuse and reorder inside a stage. KV state leaves a backend only in the canonical
+//! form of [`crate::layout`], which every backend reads and writes.
 
-use std::ops::Range;
+use std::{any::Any, fmt, ops::Range};
 
 use ds4_model::config::Config;
 
 use crate::{
     TokenId,
-    rows::CacheRounding,
+    layout::{Frontier, Plane, StateLayout},
     sampling::{UnusableLogits, argmax},
 };
 
-/// Shortest span that takes the matrix–matrix path; shorter ones are decoded row by row.
+/// The arithmetic that computes a token.
 ///
-/// The choice depends on the session's own span alone, so that a session's numbers never depend
-/// on what else is in the batch.
-pub const PREFILL_MIN: usize = 8;
+/// The results of the two differ in their last bits. Within a phase, a token's results depend on
+/// the tokens before it alone: not on other sessions in the batch, and not on where a prompt was
+/// cut into chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Many rows at a time, by matrix–matrix products.
+    Prefill,
+    /// Row by row, by matrix–vector products that read weights once for all rows.
+    Decode,
+}
 
 /// The two sublayers of a layer, each wrapped in its own hyper-connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Sublayer {
     /// Attention.
     Attention,
@@ -41,47 +48,57 @@ pub struct Span {
     pub rows: Range<usize>,
 }
 
-/// The tokens of one step. Spans shorter than [`PREFILL_MIN`] come first.
-#[derive(Debug, Clone, Default)]
+/// The tokens of one step. Spans in [`Phase::Decode`] come first.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     /// One token per row.
     pub tokens: Vec<TokenId>,
     /// Spans in row order; together they cover all rows.
     pub spans: Vec<Span>,
-    /// Leading rows that belong to short spans.
+    /// Leading rows in [`Phase::Decode`].
     pub decode_rows: usize,
-    /// Rows whose logits are wanted: first those of spans that want few, then the others.
+    /// Rows that the output head computes: first those it computes row by row.
     pub logit_rows: Vec<usize>,
-    /// Leading entries of `logit_rows` of which no more than the likeliest token is wanted.
-    pub best_rows: usize,
-    /// Leading entries of `logit_rows` whose spans want fewer than [`PREFILL_MIN`].
+    /// Leading entries of `logit_rows` for which only the argmax is wanted.
+    pub argmax_rows: usize,
+    /// Leading entries of `logit_rows` that the head computes row by row.
     pub decode_logits: usize,
 }
 
-/// What the output head makes of the rows in [`Batch::logit_rows`].
+impl Batch {
+    /// The phase of a span.
+    pub fn phase(&self, span: &Span) -> Phase {
+        if span.rows.end <= self.decode_rows { Phase::Decode } else { Phase::Prefill }
+    }
+}
+
+/// Results of the output head for the rows in [`Batch::logit_rows`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadOutput {
-    /// The likeliest tokens after the first [`Batch::best_rows`] of them, chosen as by [`argmax`].
-    pub best: Vec<Result<TokenId, UnusableLogits>>,
+    /// Argmax of the first [`Batch::argmax_rows`] of them, chosen as by [`argmax`].
+    pub argmax: Vec<Result<TokenId, UnusableLogits>>,
     /// Logits of the others, `[rows, vocab]`.
     pub logits: Vec<f32>,
 }
 
 impl HeadOutput {
-    /// What a backend without a faster way makes of the logits `[logit_rows, vocab]` of all rows.
+    /// The output of a backend that has the logits `[logit_rows, vocab]` of all rows at hand.
     pub fn from_logits(batch: &Batch, vocab: usize, mut logits: Vec<f32>) -> Self {
-        let best = logits.chunks_exact(vocab).take(batch.best_rows).map(argmax).collect();
-        logits.drain(..batch.best_rows * vocab);
-        HeadOutput { best, logits }
+        let best = logits.chunks_exact(vocab).take(batch.argmax_rows).map(argmax).collect();
+        logits.drain(..batch.argmax_rows * vocab);
+        HeadOutput { argmax: best, logits }
     }
 }
 
 /// A failure of the device.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
     /// Memory ran out; other sessions are intact.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
+    /// A cache, a checkpoint or a step that another backend made. Nothing was changed.
+    #[error("this state belongs to another backend: use it with the engine that made it")]
+    OtherBackend,
     /// The device is unusable from here on, for every session: nothing but a new process helps.
     #[error("device failed: {0}")]
     Device(String),
@@ -97,158 +114,204 @@ impl BackendError {
 /// Result of a stage.
 pub type StageResult<T = ()> = Result<T, BackendError>;
 
-/// The part of a session's cache that later tokens overwrite, after `position` tokens.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Frontier {
-    /// Tokens processed.
-    pub position: usize,
-    /// One entry per layer.
-    pub layers: Vec<LayerFrontier>,
-}
-
-/// One layer of a [`Frontier`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct LayerFrontier {
-    /// Stored window rows of the last min(position, 128) positions, oldest first.
-    pub window: Vec<u8>,
-    /// Inputs of the layer's compressor that an unfinished row may still need.
-    pub compressor: CompressorInputs,
-    /// The same for the indexer's compressor.
-    pub indexer: CompressorInputs,
-}
-
-/// Compressor inputs of consecutive positions (`compressor_tail`), each `[tokens, width]`.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct CompressorInputs {
-    /// Values.
-    pub values: Vec<f32>,
-    /// Gate scores, position bias included.
-    pub scores: Vec<f32>,
-}
-
-/// The append-only part of one layer's cache, in storage format.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct LayerRows {
-    /// Compressed rows, oldest first.
-    pub rows: Vec<u8>,
-    /// Index keys, oldest first.
-    pub index_keys: Vec<u8>,
-}
-
-/// Positions whose compressor inputs are still needed after `position` tokens.
+/// A step under way: a batch, its activations, and the caches of its sessions.
 ///
-/// At ratio 128 that is the unfinished window; at ratio 4 also the window before it, because
-/// windows overlap (docs/model.md, "Compressor").
-pub fn compressor_tail(ratio: usize, position: usize) -> Range<usize> {
-    match ratio {
-        0 => position..position,
-        4 => (position / 4 * 4).saturating_sub(4)..position,
-        _ => position / ratio * ratio..position,
+/// [`forward`](crate::forward) calls the stages in order, once each. A backend may postpone work of a stage to
+/// a later stage of the same step; the order of calls stays the same.
+pub trait Step {
+    /// Embeds the tokens and copies each embedding to the four streams.
+    fn embed(&mut self) -> StageResult;
+    /// Mixes the streams into the sublayer's input, normalises it, and keeps the weights that
+    /// [`hc_post`](Self::hc_post) needs.
+    fn hc_pre(&mut self, layer: usize, sublayer: Sublayer) -> StageResult;
+    /// Projects queries and the key/value row, normalises and rotates them, and rounds the row.
+    /// Feeds the layer's compressors with the same input, and appends the compressed rows and
+    /// index keys that become complete.
+    fn project_and_compress(&mut self, layer: usize) -> StageResult;
+    /// Selects each query's compressed rows with the indexer.
+    fn select_rows(&mut self, layer: usize) -> StageResult;
+    /// Attends over the window and the visible compressed rows, rotates the result back, and
+    /// stores the batch's key/value rows.
+    fn attend(&mut self, layer: usize) -> StageResult;
+    /// Grouped output projection.
+    fn project_output(&mut self, layer: usize) -> StageResult;
+    /// Selects and weighs each row's experts.
+    fn route(&mut self, layer: usize) -> StageResult;
+    /// Runs the routed and shared experts.
+    fn run_experts(&mut self, layer: usize) -> StageResult;
+    /// Spreads the sublayer's output over the streams.
+    fn hc_post(&mut self, layer: usize, sublayer: Sublayer) -> StageResult;
+    /// Logits of [`Batch::logit_rows`].
+    fn head(&mut self) -> StageResult;
+}
+
+/// The forward pass, as [`Backend::step`] gets it: calls every stage of a step once.
+pub type Forward<'a> = &'a (dyn Fn(&mut dyn Step) -> StageResult + Sync);
+
+/// KV state of one session.
+///
+/// A cache stands at a position, the number of tokens that it holds between steps.
+pub trait Cache: Any + Send {
+    /// Bytes that it takes now.
+    fn bytes(&self) -> u64;
+    /// Ensures capacity for `tokens` tokens. The contents stay as they are, also on failure.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] if there is no room.
+    fn reserve(&mut self, tokens: usize) -> StageResult;
+    /// Goes back to `position`, at most [`MAX_REWIND`](crate::MAX_REWIND) tokens before the
+    /// highest one written.
+    fn rewind(&mut self, position: usize);
+    /// A copy of the first `position` tokens' state, made where the cache is.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] if there is no room for it.
+    fn fork(&self, position: usize) -> StageResult<Box<dyn Cache>>;
+    /// Saves the part that later tokens overwrite, where the cache is. `position` is where the
+    /// cache stands.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] if there is no room for it.
+    fn save_frontier(&self, position: usize) -> StageResult<Box<dyn SavedFrontier>>;
+    /// Puts a saved frontier back and drops all rows beyond it.
+    ///
+    /// # Errors
+    /// [`BackendError::OtherBackend`] if another backend saved it.
+    fn restore_frontier(&mut self, saved: &dyn SavedFrontier) -> StageResult;
+    /// Copies out the part that later tokens overwrite. `position` is where the cache stands.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn read_frontier(&self, position: usize) -> StageResult<Frontier>;
+    /// Puts a frontier back and drops all rows beyond it. The rows before it are there already.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn write_frontier(&mut self, frontier: &Frontier) -> StageResult;
+    /// Copies out a range of a layer's append-only rows, which are complete.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn read_rows(&self, layer: usize, plane: Plane, rows: Range<usize>) -> StageResult<Vec<u8>>;
+    /// Writes rows of a layer from row `first` on, which is at most the number of rows there are.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] if there is no room.
+    fn write_rows(&mut self, layer: usize, plane: Plane, first: usize, bytes: &[u8])
+    -> StageResult;
+}
+
+/// A frontier that stays where its cache is; see [`Cache::save_frontier`].
+pub trait SavedFrontier: Any + Send + Sync {
+    /// Bytes that it takes.
+    fn bytes(&self) -> u64;
+}
+
+/// The cache as the backend's own type.
+///
+/// # Errors
+/// [`BackendError::OtherBackend`] if it is of another type.
+pub fn own_cache<C: Cache>(cache: &mut dyn Cache) -> StageResult<&mut C> {
+    (cache as &mut dyn Any).downcast_mut().ok_or(BackendError::OtherBackend)
+}
+
+/// The saved frontier as the backend's own type.
+///
+/// # Errors
+/// [`BackendError::OtherBackend`] if it is of another type.
+pub fn own_frontier<F: SavedFrontier>(saved: &dyn SavedFrontier) -> StageResult<&F> {
+    (saved as &dyn Any).downcast_ref().ok_or(BackendError::OtherBackend)
+}
+
+/// Memory of a device after the model was loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryReport {
+    /// Where the model computes.
+    pub device: String,
+    /// Bytes of weights that the device holds itself.
+    pub weights: u64,
+    /// Bytes of activations for the largest step.
+    pub activations: u64,
+    /// Bytes left for sessions; `None` where they share memory with everything else.
+    pub left: Option<u64>,
+    /// Tokens of context that were asked for.
+    pub context: usize,
+    /// Bytes of one session of that length.
+    pub session: u64,
+}
+
+impl fmt::Display for MemoryReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        write!(
+            f,
+            "{}: weights {:.1} GiB, activations {:.1}, a session of {} tokens {:.1}",
+            self.device,
+            gib(self.weights),
+            gib(self.activations),
+            self.context,
+            gib(self.session),
+        )?;
+        match self.left {
+            Some(left) => write!(f, ", left for sessions {:.1} GiB", gib(left)),
+            None => Ok(()),
+        }
     }
 }
 
-/// A device that runs the model's stages.
+/// A model on a device.
 pub trait Backend: Send + Sync {
-    /// Residual streams and intermediate results of one step.
-    type Activations;
-    /// Cached state of one session; grows with use.
-    type Cache: Send;
-
     /// Shape of the model.
     fn config(&self) -> &Config;
-    /// Whether cached rows are rounded.
-    fn cache_rounding(&self) -> CacheRounding;
     /// Content hash of the model, for matching snapshots.
     fn model_identity(&self) -> [u8; 32];
+    /// Layout of a session's KV state.
+    fn layout(&self) -> &StateLayout;
+    /// The backend's name, as `--backend` takes it.
+    fn name(&self) -> &'static str;
+    /// The device in words for people, such as `2 threads, AVX-512 kernels`.
+    fn device(&self) -> String;
+    /// Tokens of a prompt that are best computed together.
+    fn prefill_chunk(&self) -> usize;
+    /// Memory that is taken and left, with a session of `context` tokens in view.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn memory(&self, context: usize) -> StageResult<MemoryReport>;
+    /// Bytes per second that the memory of the weights can deliver, measured now.
+    ///
+    /// # Errors
+    /// If the device fails or has no room for the measurement.
+    fn bandwidth(&self) -> StageResult<f64>;
 
     /// An empty cache.
-    fn new_cache(&self) -> StageResult<Self::Cache>;
-    /// Bytes a cache holds now.
-    fn cache_bytes(&self, cache: &Self::Cache) -> usize;
-    /// Makes room for `tokens` tokens in a cache, which holds what it held, also if there is none.
-    /// Caches in the memory of the process need not do anything ahead of time.
-    fn reserve(&self, _cache: &mut Self::Cache, _tokens: usize) -> StageResult {
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] if there is no room for another session.
+    fn new_cache(&self) -> StageResult<Box<dyn Cache>>;
+    /// Bytes that a cache with capacity for `tokens` tokens takes on this device.
+    fn session_bytes(&self, tokens: usize) -> u64 {
+        self.layout().bytes(tokens)
+    }
+    /// Does ahead of time the work that the first steps of up to `sessions` sessions would wait
+    /// for.
+    ///
+    /// # Errors
+    /// If the device fails or has no room.
+    fn warm_up(&self, _sessions: usize, _forward: Forward<'_>) -> StageResult {
         Ok(())
     }
 
-    /// Calls `stages`, which calls every stage of a step and returns what they gave.
+    /// Computes a batch: makes a [`Step`] of it and calls `forward` with that, or does the same
+    /// work that `forward` would do. `caches[i]` belongs to session `i` of the batch, has capacity
+    /// for the span, and advances by it.
     ///
-    /// A backend whose stages divide their work among a pool of threads calls it on one of these:
-    /// from any other thread each part has to be handed over and waited for.
-    fn run_step<R: Send>(&self, stages: impl FnOnce() -> R + Send) -> R {
-        stages()
-    }
-
-    /// Embeds the tokens and copies each embedding to the four streams.
-    fn embed(&self, batch: &Batch) -> StageResult<Self::Activations>;
-    /// Mixes the streams into the sublayer's input, normalises it, and keeps the weights that
-    /// [`hc_post`](Self::hc_post) needs.
-    fn hc_pre(
+    /// # Errors
+    /// If the device fails; the sessions of the batch are unusable then.
+    fn step(
         &self,
-        layer: usize,
-        sublayer: Sublayer,
         batch: &Batch,
-        x: &mut Self::Activations,
-    ) -> StageResult;
-    /// Projects queries and the key/value row, normalises and rotates them, and rounds the row.
-    fn project_qkv(&self, layer: usize, batch: &Batch, x: &mut Self::Activations) -> StageResult;
-    /// Feeds the compressors and appends the rows and index keys that become complete.
-    fn compress(
-        &self,
-        layer: usize,
-        batch: &Batch,
-        x: &mut Self::Activations,
-        caches: &mut [&mut Self::Cache],
-    ) -> StageResult;
-    /// Chooses each query's compressed rows with the indexer.
-    fn select_rows(
-        &self,
-        layer: usize,
-        batch: &Batch,
-        x: &mut Self::Activations,
-        caches: &mut [&mut Self::Cache],
-    ) -> StageResult;
-    /// Attends over the window and the visible compressed rows, rotates the result back, and
-    /// stores the batch's key/value rows.
-    fn attend(
-        &self,
-        layer: usize,
-        batch: &Batch,
-        x: &mut Self::Activations,
-        caches: &mut [&mut Self::Cache],
-    ) -> StageResult;
-    /// Grouped output projection.
-    fn project_output(&self, layer: usize, batch: &Batch, x: &mut Self::Activations)
-    -> StageResult;
-    /// Chooses and weighs each row's experts.
-    fn route(&self, layer: usize, batch: &Batch, x: &mut Self::Activations) -> StageResult;
-    /// Runs the routed and shared experts.
-    fn run_experts(&self, layer: usize, batch: &Batch, x: &mut Self::Activations) -> StageResult;
-    /// Spreads the sublayer's output over the streams.
-    fn hc_post(
-        &self,
-        layer: usize,
-        sublayer: Sublayer,
-        batch: &Batch,
-        x: &mut Self::Activations,
-    ) -> StageResult;
-    /// Logits of the wanted rows, or their likeliest tokens where those are enough.
-    fn head(&self, batch: &Batch, x: Self::Activations) -> StageResult<HeadOutput>;
-
-    /// Goes back to `position`, at most [`MAX_REWIND`](crate::MAX_REWIND) tokens before the
-    /// highest one written.
-    fn rewind(&self, cache: &mut Self::Cache, position: usize);
-    /// Copies out the part that later tokens overwrite. `position` is where the cache stands.
-    fn frontier(&self, cache: &Self::Cache, position: usize) -> StageResult<Frontier>;
-    /// Puts a frontier back and drops all rows beyond it.
-    fn set_frontier(&self, cache: &mut Self::Cache, frontier: &Frontier) -> StageResult;
-    /// Copies out one layer's rows.
-    fn layer_rows(&self, cache: &Self::Cache, layer: usize) -> StageResult<LayerRows>;
-    /// Replaces one layer's rows.
-    fn set_layer_rows(
-        &self,
-        cache: &mut Self::Cache,
-        layer: usize,
-        rows: &LayerRows,
-    ) -> StageResult;
+        caches: &mut [&mut dyn Cache],
+        forward: Forward<'_>,
+    ) -> StageResult<HeadOutput>;
 }

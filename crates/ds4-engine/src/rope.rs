@@ -101,7 +101,7 @@ mod tests {
         let config = Config {
             compress_rope_base: 160000.0,
             yarn: Yarn { factor: 16.0, original_context: 65536, beta_fast: 32.0, beta_slow: 1.0 },
-            ..crate::engine::tests::config()
+            ..crate::tests::config()
         };
         let compressed = yarn(&config);
         for (i, f) in [

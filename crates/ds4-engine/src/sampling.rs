@@ -7,7 +7,7 @@ mod scan;
 
 use std::cmp::Ordering;
 
-use crate::{Logits, LogitsWanted, TokenId};
+use crate::{StepOutput, TokenId, Wanted};
 use scan::{Choices, Scan};
 
 /// How to sample.
@@ -76,20 +76,20 @@ impl Sampler {
         Sampler { params, rng, scan: Scan::default(), left: Vec::new() }
     }
 
-    /// What must be wanted of a step for [`sample_after`](Self::sample_after).
-    pub fn wants(&self) -> LogitsWanted {
-        if self.is_greedy() { LogitsWanted::Best } else { LogitsWanted::Last }
+    /// The result that a step must return for [`sample_after`](Self::sample_after).
+    pub fn wants(&self) -> Wanted {
+        if self.is_greedy() { Wanted::Argmax } else { Wanted::Logits }
     }
 
-    /// The next token after the last of a step's, of which more than nothing was wanted.
+    /// The next token, from the last result of a step.
     ///
     /// # Errors
     /// If there is no distribution to draw from.
-    pub fn sample_after(&mut self, step: &Logits) -> Result<TokenId, UnusableLogits> {
+    pub fn sample_after(&mut self, step: &StepOutput) -> Result<TokenId, UnusableLogits> {
         if self.is_greedy() {
-            return step.best().unwrap_or(Err(UnusableLogits));
+            return step.argmax().unwrap_or(Err(UnusableLogits));
         }
-        self.sample(step.last().unwrap_or_default())
+        self.sample(step.last_logits().unwrap_or_default())
     }
 
     /// The next token.

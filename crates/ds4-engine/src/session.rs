@@ -1,14 +1,18 @@
 //! A session: the tokens processed so far and the KV state they left.
 
+use std::sync::Arc;
+
 use crate::{
     Engine, MAX_REWIND, TokenId,
-    backend::{Backend, BackendError, CompressorInputs, Frontier, LayerFrontier},
+    backend::{BackendError, Cache, SavedFrontier},
+    engine::EngineId,
 };
 
 /// One sequence of tokens with its KV state.
-pub struct Session<B: Backend> {
-    pub(crate) tokens: Vec<TokenId>,
-    pub(crate) cache: B::Cache,
+pub struct Session {
+    pub(crate) engine: EngineId,
+    tokens: Vec<TokenId>,
+    pub(crate) cache: Box<dyn Cache>,
     /// The highest position written since the cache was made or restored.
     high: usize,
     /// Nothing before this position can be rewound to (0, or where the cache was restored).
@@ -17,35 +21,35 @@ pub struct Session<B: Backend> {
     pub(crate) failed: bool,
 }
 
-/// The state of a session at one position, small because compressed rows are append-only:
-/// only what later tokens overwrite is copied.
-#[derive(Debug, Clone)]
+/// The state of a session at one position. It is small, because compressed rows are append-only:
+/// only the part that later tokens overwrite is copied, and the copy stays on the device.
+#[derive(Clone)]
 pub struct Checkpoint {
-    pub(crate) frontier: Frontier,
+    engine: EngineId,
+    position: usize,
+    frontier: Arc<dyn SavedFrontier>,
     prefix: blake3::Hash,
 }
 
 impl Checkpoint {
     /// Tokens processed at the checkpoint.
     pub fn position(&self) -> usize {
-        self.frontier.position
+        self.position
     }
 
-    /// Bytes it holds.
-    pub fn bytes(&self) -> usize {
-        let inputs = |i: &CompressorInputs| size_of_val(&i.values[..]) + size_of_val(&i.scores[..]);
-        let layer = |l: &LayerFrontier| l.window.len() + inputs(&l.compressor) + inputs(&l.indexer);
-        self.frontier.layers.iter().map(layer).sum()
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> u64 {
+        self.frontier.bytes()
     }
 }
 
-/// Why a session can't go back.
+/// Why a session can't be saved, copied or taken back.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum RewindError {
+pub enum SessionError {
     /// The position is ahead.
     #[error("cannot rewind to {to}: the session has {len} tokens")]
     Ahead {
-        /// Asked for.
+        /// Position asked for.
         to: usize,
         /// Length of the session.
         len: usize,
@@ -55,7 +59,7 @@ pub enum RewindError {
         "cannot rewind to {to}: state is kept from {oldest}; use a checkpoint or prefill again"
     )]
     Overwritten {
-        /// Asked for.
+        /// Position asked for.
         to: usize,
         /// The earliest position that works.
         oldest: usize,
@@ -66,20 +70,30 @@ pub enum RewindError {
         /// Position of the checkpoint.
         position: usize,
     },
-    /// The device failed.
-    #[error("{0}")]
-    Backend(String),
+    /// The session was in a step that failed, and its cache is incomplete.
+    #[error("an earlier step of this session failed; start a new session or restore a snapshot")]
+    Failed,
+    /// The device failed or has no room.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
 }
 
-impl<B: Backend> Session<B> {
-    pub(crate) fn new(cache: B::Cache) -> Self {
-        Session { tokens: Vec::new(), cache, high: 0, floor: 0, failed: false }
+impl SessionError {
+    /// Whether nothing can be computed any more.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, SessionError::Backend(error) if error.is_fatal())
+    }
+}
+
+impl Session {
+    pub(crate) fn new(engine: EngineId, cache: Box<dyn Cache>) -> Self {
+        Self::restored(engine, Vec::new(), cache)
     }
 
     /// A session whose cache was just set to stand after `tokens`.
-    pub(crate) fn restored(tokens: Vec<TokenId>, cache: B::Cache) -> Self {
+    pub(crate) fn restored(engine: EngineId, tokens: Vec<TokenId>, cache: Box<dyn Cache>) -> Self {
         let position = tokens.len();
-        Session { tokens, cache, high: position, floor: position, failed: false }
+        Session { engine, tokens, cache, high: position, floor: position, failed: false }
     }
 
     /// The tokens processed so far.
@@ -95,6 +109,11 @@ impl<B: Backend> Session<B> {
     /// Whether nothing was processed yet.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
+    }
+
+    /// Bytes of KV state that it takes now.
+    pub fn bytes(&self) -> u64 {
+        self.cache.bytes()
     }
 
     /// The earliest position that [`Engine::rewind`] can go to.
@@ -117,22 +136,38 @@ impl<B: Backend> Session<B> {
         }
         hasher.finalize()
     }
+
+    /// Checks that `checkpoint` is a position of this session.
+    fn check_prefix(&self, checkpoint: &Checkpoint) -> Result<(), SessionError> {
+        if checkpoint.engine != self.engine {
+            return Err(BackendError::OtherBackend.into());
+        }
+        let (position, len) = (checkpoint.position, self.len());
+        if position > len {
+            return Err(SessionError::Ahead { to: position, len });
+        }
+        if self.prefix_hash(position) != checkpoint.prefix {
+            return Err(SessionError::OtherTokens { position });
+        }
+        Ok(())
+    }
 }
 
-impl<B: Backend> Engine<B> {
+impl Engine {
     /// Drops the tokens from `position` on, without computing anything.
     ///
     /// # Errors
     /// If `position` is ahead or before [`Session::rewindable_from`]; the session is unchanged.
-    pub fn rewind(&self, session: &mut Session<B>, position: usize) -> Result<(), RewindError> {
+    pub fn rewind(&self, session: &mut Session, position: usize) -> Result<(), SessionError> {
+        self.check_whole(session)?;
         let (len, oldest) = (session.len(), session.rewindable_from());
         if position > len {
-            return Err(RewindError::Ahead { to: position, len });
+            return Err(SessionError::Ahead { to: position, len });
         }
         if position < oldest {
-            return Err(RewindError::Overwritten { to: position, oldest });
+            return Err(SessionError::Overwritten { to: position, oldest });
         }
-        self.backend().rewind(&mut session.cache, position);
+        session.cache.rewind(position);
         session.tokens.truncate(position);
         Ok(())
     }
@@ -140,12 +175,13 @@ impl<B: Backend> Engine<B> {
     /// Saves the session's present position, to come back to from any later one.
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn checkpoint(&self, session: &Session<B>) -> Result<Checkpoint, BackendError> {
-        Ok(Checkpoint {
-            frontier: self.backend().frontier(&session.cache, session.len())?,
-            prefix: session.prefix_hash(session.len()),
-        })
+    /// If a step of the session failed, or the device fails or has no room.
+    pub fn checkpoint(&self, session: &Session) -> Result<Checkpoint, SessionError> {
+        self.check_whole(session)?;
+        let position = session.len();
+        let frontier = session.cache.save_frontier(position)?.into();
+        let engine = session.engine;
+        Ok(Checkpoint { engine, position, frontier, prefix: session.prefix_hash(position) })
     }
 
     /// Goes back to a checkpoint of this session, or of one with the same tokens up to there.
@@ -154,21 +190,56 @@ impl<B: Backend> Engine<B> {
     /// If the session is shorter or its tokens differ; then it is unchanged.
     pub fn truncate(
         &self,
-        session: &mut Session<B>,
+        session: &mut Session,
         checkpoint: &Checkpoint,
-    ) -> Result<(), RewindError> {
-        let (position, len) = (checkpoint.position(), session.len());
-        if position > len {
-            return Err(RewindError::Ahead { to: position, len });
-        }
-        if session.prefix_hash(position) != checkpoint.prefix {
-            return Err(RewindError::OtherTokens { position });
-        }
-        self.backend()
-            .set_frontier(&mut session.cache, &checkpoint.frontier)
-            .map_err(|e: BackendError| RewindError::Backend(e.to_string()))?;
+    ) -> Result<(), SessionError> {
+        self.check_whole(session)?;
+        session.check_prefix(checkpoint)?;
+        session.cache.restore_frontier(&*checkpoint.frontier)?;
+        let position = checkpoint.position;
         session.tokens.truncate(position);
         (session.high, session.floor) = (position, position);
         Ok(())
+    }
+
+    /// A copy of a session, made on the device.
+    ///
+    /// # Errors
+    /// If a step of the session failed, or the device fails or has no room.
+    pub fn fork(&self, session: &Session) -> Result<Session, SessionError> {
+        self.check_whole(session)?;
+        Ok(Session {
+            engine: session.engine,
+            tokens: session.tokens.clone(),
+            cache: session.cache.fork(session.len())?,
+            high: session.high,
+            floor: session.floor,
+            failed: false,
+        })
+    }
+
+    /// A copy of a session as it was at a checkpoint, made on the device. Later rows are not
+    /// copied.
+    ///
+    /// # Errors
+    /// As for [`fork`](Self::fork) and [`truncate`](Self::truncate).
+    pub fn fork_at(
+        &self,
+        session: &Session,
+        checkpoint: &Checkpoint,
+    ) -> Result<Session, SessionError> {
+        self.check_whole(session)?;
+        session.check_prefix(checkpoint)?;
+        let position = checkpoint.position;
+        let mut cache = session.cache.fork(position)?;
+        cache.restore_frontier(&*checkpoint.frontier)?;
+        let tokens = session.tokens[..position].to_vec();
+        Ok(Session::restored(session.engine, tokens, cache))
+    }
+
+    /// Checks that a session is this engine's and that none of its steps failed.
+    pub(crate) fn check_whole(&self, session: &Session) -> Result<(), SessionError> {
+        self.check_owner(session)?;
+        if session.failed { Err(SessionError::Failed) } else { Ok(()) }
     }
 }

@@ -10,13 +10,11 @@
 //! ```
 //! All little-endian. Rows are in the storage format of the rounding ([`crate::rows`]).
 
-use ds4_model::config::{Config, INDEX_DIM, LayerKind, WINDOW};
-
 use crate::{
-    Engine, Session, TokenId,
-    backend::{
-        Backend, BackendError, CompressorInputs, Frontier, LayerFrontier, LayerRows,
-        compressor_tail,
+    Engine, Session, SessionError, TokenId,
+    backend::BackendError,
+    layout::{
+        CompressorInputs, Frontier, LayerFrontier, LayerLayout, Plane, PlaneLayout, StateLayout,
     },
     rows::CacheRounding,
 };
@@ -64,35 +62,41 @@ pub enum SnapshotError {
         /// The limit.
         limit: usize,
     },
-    /// The device failed.
+    /// The device failed or has no room.
     #[error(transparent)]
     Backend(#[from] BackendError),
 }
 
-impl<B: Backend> Engine<B> {
+impl Engine {
     /// The session as bytes. Costs one copy of what its cache holds.
     ///
     /// # Errors
-    /// If the device fails.
-    pub fn snapshot(&self, session: &Session<B>) -> Result<Vec<u8>, BackendError> {
-        let b = self.backend();
-        let sizes = Sizes::new(b.config(), b.cache_rounding(), session.len());
-        let mut out = Vec::with_capacity(sizes.total());
+    /// If a step of the session failed, or the device fails.
+    pub fn snapshot(&self, session: &Session) -> Result<Vec<u8>, SessionError> {
+        self.check_whole(session)?;
+        let (layout, tokens) = (self.layout(), session.len());
+        let mut out = Vec::with_capacity(snapshot_bytes(layout, tokens));
         out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&b.model_identity());
-        out.extend_from_slice(&rounding_code(b.cache_rounding()).to_le_bytes());
-        out.extend_from_slice(&(session.len() as u32).to_le_bytes());
+        out.extend_from_slice(&self.backend().model_identity());
+        out.extend_from_slice(&rounding_code(layout.rounding()).to_le_bytes());
+        out.extend_from_slice(&(tokens as u32).to_le_bytes());
         for token in session.tokens() {
             out.extend_from_slice(&token.to_le_bytes());
         }
-        let frontier = b.frontier(&session.cache, session.len())?;
-        for (l, layer) in frontier.layers.iter().enumerate() {
-            let rows = b.layer_rows(&session.cache, l)?;
-            out.extend_from_slice(&layer.window);
-            out.extend_from_slice(&rows.rows);
-            write_inputs(&mut out, &layer.compressor);
-            out.extend_from_slice(&rows.index_keys);
-            write_inputs(&mut out, &layer.indexer);
+        let frontier = session.cache.read_frontier(tokens)?;
+        for (l, (layer, saved)) in layout.layers().iter().zip(&frontier.layers).enumerate() {
+            let rows = |plane, layout: PlaneLayout| {
+                session.cache.read_rows(l, plane, 0..layout.rows(tokens))
+            };
+            out.extend_from_slice(&saved.window);
+            if let Some(p) = layer.rows {
+                out.extend_from_slice(&rows(Plane::Rows, p)?);
+            }
+            write_inputs(&mut out, &saved.compressor);
+            if let Some(p) = layer.index_keys {
+                out.extend_from_slice(&rows(Plane::IndexKeys, p)?);
+            }
+            write_inputs(&mut out, &saved.indexer);
         }
         Ok(out)
     }
@@ -102,30 +106,39 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// If the bytes are not a snapshot of this model with this cache rounding. Any bytes are
     /// safe to pass.
-    pub fn restore(&self, bytes: &[u8]) -> Result<Session<B>, SnapshotError> {
-        let b = self.backend();
+    pub fn restore(&self, bytes: &[u8]) -> Result<Session, SnapshotError> {
         let (tokens, mut rest) = self.read_header(bytes)?;
-        let mut frontier = Frontier { position: tokens.len(), layers: Vec::new() };
-        let mut cache = b.new_cache()?;
-        for (l, size) in
-            Sizes::new(b.config(), b.cache_rounding(), tokens.len()).layers.iter().enumerate()
-        {
-            let window = take(&mut rest, size.window).to_vec();
-            let rows = take(&mut rest, size.rows).to_vec();
-            let compressor = read_inputs(&mut rest, size.compressor);
-            let index_keys = take(&mut rest, size.index_keys).to_vec();
-            let indexer = read_inputs(&mut rest, size.indexer);
-            b.set_layer_rows(&mut cache, l, &LayerRows { rows, index_keys })?;
-            frontier.layers.push(LayerFrontier { window, compressor, indexer });
+        let n = tokens.len();
+        let mut frontier = Frontier { position: n, layers: Vec::new() };
+        let mut cache = self.backend().new_cache()?;
+        cache.reserve(n)?;
+        for (l, layer) in self.layout().layers().iter().enumerate() {
+            let mut saved = LayerFrontier {
+                window: take(&mut rest, layer.window_bytes(n)).to_vec(),
+                ..Default::default()
+            };
+            if let Some(p) = layer.rows {
+                cache.write_rows(l, Plane::Rows, 0, take(&mut rest, p.rows(n) * p.row_bytes))?;
+                saved.compressor = read_inputs(&mut rest, p.tail_bytes(n));
+            }
+            if let Some(p) = layer.index_keys {
+                cache.write_rows(
+                    l,
+                    Plane::IndexKeys,
+                    0,
+                    take(&mut rest, p.rows(n) * p.row_bytes),
+                )?;
+                saved.indexer = read_inputs(&mut rest, p.tail_bytes(n));
+            }
+            frontier.layers.push(saved);
         }
-        b.set_frontier(&mut cache, &frontier)?;
-        Ok(Session::restored(tokens, cache))
+        cache.write_frontier(&frontier)?;
+        Ok(Session::restored(self.id(), tokens, cache))
     }
 
     /// Checks everything there is to check; the rest then has exactly the expected length.
     fn read_header<'a>(&self, bytes: &'a [u8]) -> Result<(Vec<TokenId>, &'a [u8]), SnapshotError> {
-        let b = self.backend();
-        let config = b.config();
+        let config = self.config();
         let Some((header, rest)) =
             bytes.split_at_checked(HEADER).filter(|_| bytes.starts_with(MAGIC))
         else {
@@ -134,10 +147,10 @@ impl<B: Backend> Engine<B> {
                 expected: MAGIC.escape_ascii().to_string(),
             });
         };
-        if header[8..40] != b.model_identity() {
+        if header[8..40] != self.backend().model_identity() {
             return Err(SnapshotError::OtherModel);
         }
-        let (found, expected) = (le_u32(&header[40..]), rounding_code(b.cache_rounding()));
+        let (found, expected) = (le_u32(&header[40..]), rounding_code(self.layout().rounding()));
         if found != expected {
             let name = |code| if code == 1 { "on" } else { "off" };
             return Err(SnapshotError::OtherRounding {
@@ -150,7 +163,7 @@ impl<B: Backend> Engine<B> {
             let found = format!("{n} tokens");
             return Err(SnapshotError::Tokens { found, limit: config.context_length });
         }
-        let expected = Sizes::new(config, b.cache_rounding(), n).total();
+        let expected = snapshot_bytes(self.layout(), n);
         if bytes.len() != expected {
             return Err(SnapshotError::Length { tokens: n, found: bytes.len(), expected });
         }
@@ -164,48 +177,13 @@ impl<B: Backend> Engine<B> {
     }
 }
 
-/// Bytes of every section of a snapshot. Bounded by the model's context length, so that no sum
+/// Bytes of a snapshot of `tokens` tokens. Bounded by the model's context length, so that no sum
 /// overflows.
-struct Sizes {
-    tokens: usize,
-    layers: Vec<LayerSizes>,
-}
-
-struct LayerSizes {
-    window: usize,
-    rows: usize,
-    /// Of values and scores together.
-    compressor: usize,
-    index_keys: usize,
-    indexer: usize,
-}
-
-impl Sizes {
-    fn new(config: &Config, rounding: CacheRounding, tokens: usize) -> Self {
-        let layer = |kind: LayerKind| {
-            let ratio = kind.ratio();
-            let rows = tokens.checked_div(ratio).unwrap_or(0);
-            let tail = compressor_tail(ratio, tokens).len();
-            let indexed = usize::from(kind == LayerKind::Csa);
-            LayerSizes {
-                window: tokens.min(WINDOW) * rounding.kv_codec().row_bytes(),
-                rows: rows * rounding.kv_codec().row_bytes(),
-                compressor: 8 * tail * kind.compressor_width(),
-                index_keys: indexed * rows * rounding.index_codec().row_bytes(),
-                indexer: indexed * 8 * tail * 2 * INDEX_DIM,
-            }
-        };
-        Sizes { tokens, layers: config.layers.iter().map(|l| layer(l.kind)).collect() }
-    }
-
-    fn total(&self) -> usize {
-        let layers = self.layers.iter();
-        HEADER
-            + 4 * self.tokens
-            + layers
-                .map(|l| l.window + l.rows + l.compressor + l.index_keys + l.indexer)
-                .sum::<usize>()
-    }
+fn snapshot_bytes(layout: &StateLayout, tokens: usize) -> usize {
+    let plane = |p: PlaneLayout| p.rows(tokens) * p.row_bytes + p.tail_bytes(tokens);
+    let layer =
+        |l: &LayerLayout| l.window_bytes(tokens) + l.planes().map(|(_, p)| plane(p)).sum::<usize>();
+    HEADER + 4 * tokens + layout.layers().iter().map(layer).sum::<usize>()
 }
 
 fn rounding_code(rounding: CacheRounding) -> u32 {

@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 
 use ds4_engine::{
-    Backend, Engine, LogitsWanted, TokenId, Work,
+    Engine, Phase, TokenId, Wanted, Work,
     sampling::{UnusableLogits, log_sum_exp},
 };
 
@@ -135,17 +135,18 @@ pub fn log_probability(logits: &[f32], token: TokenId) -> Result<f64> {
 ///
 /// # Errors
 /// [`Error::Stopped`] if it was stopped, or if the engine or `score` fails.
-pub fn read<B: Backend>(
-    engine: &Engine<B>,
+pub fn read(
+    engine: &Engine,
     text: &Text,
     reading: Reading,
     mut score: impl FnMut(TokenId, &[f32]) -> Result<()>,
     mut progress: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Result<()> {
-    let chunk = match reading {
-        Reading::Prefill => CHUNK.min(MAX_LOGITS / engine.config().vocab).max(1),
-        Reading::Decode => 1,
+    let (chunk, phase) = match reading {
+        Reading::Prefill => (CHUNK.min(MAX_LOGITS / engine.config().vocab).max(1), Phase::Prefill),
+        Reading::Decode => (1, Phase::Decode),
     };
+    let wanted = vec![Wanted::Logits; chunk];
     let mut computed = 0;
     for window in &text.windows {
         let mut session = engine.new_session()?;
@@ -155,12 +156,14 @@ pub fn read<B: Backend>(
             let start = i * chunk;
             let end = start + tokens.len();
             // The logits after a position predict the next token.
-            let wanted = end >= text.skipped;
-            let logits = if wanted { LogitsWanted::All } else { LogitsWanted::None };
-            let mut work = [Work { session: &mut session, tokens, logits }];
-            let logits = engine.step(&mut work)?.remove(0);
-            for position in start.max(text.skipped - 1)..end {
-                score(window[position + 1], logits.row(position - start))?;
+            let scored = end >= text.skipped;
+            let wanted = if scored { &wanted[..tokens.len()] } else { &[] };
+            let work = Work { session: &mut session, tokens, phase, wanted };
+            let output = engine.step(&mut [work])?.remove(0);
+            for (position, logits) in (start..end).zip(output.logits()) {
+                if position + 1 >= text.skipped {
+                    score(window[position + 1], logits)?;
+                }
             }
             computed += tokens.len();
             if progress(computed).is_break() {

@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, ops::ControlFlow};
 
-use ds4_engine::{Backend, Engine, LogitsWanted, Session, TokenId, Work};
+use ds4_engine::{Engine, Phase, Session, TokenId, Wanted, Work};
 use ds4_model::{
     detokenize::{OutputDelta, OutputSplitter},
     prompt::PromptEncoder,
@@ -102,8 +102,8 @@ pub fn resume(cases: &[Case], earlier: Vec<Answer>) -> (Vec<Answer>, Vec<&Case>)
 /// # Errors
 /// [`Error::Stopped`] if it was stopped, or if a case is too long, or the engine or `answered`
 /// fails.
-pub fn run<B: Backend>(
-    engine: &Engine<B>,
+pub fn run(
+    engine: &Engine,
     encoder: &PromptEncoder,
     cases: &[&Case],
     settings: Settings,
@@ -111,7 +111,7 @@ pub fn run<B: Backend>(
     mut progress: impl FnMut(Status) -> ControlFlow<()>,
 ) -> Result<()> {
     let mut waiting = cases.iter();
-    let mut active: Vec<Active<'_, B>> = Vec::new();
+    let mut active: Vec<Active<'_>> = Vec::new();
     let mut status = Status::default();
     loop {
         while active.len() < settings.at_once.max(1) {
@@ -135,9 +135,9 @@ pub fn run<B: Backend>(
 }
 
 /// A case that is being answered.
-struct Active<'c, B: Backend> {
+struct Active<'c> {
     case: &'c Case,
-    session: Session<B>,
+    session: Session,
     /// Prompt, and what was sampled after it.
     tokens: Vec<TokenId>,
     prompt_tokens: usize,
@@ -154,9 +154,9 @@ enum Ended {
     AtTheLimit,
 }
 
-impl<'c, B: Backend> Active<'c, B> {
+impl<'c> Active<'c> {
     fn new(
-        engine: &Engine<B>,
+        engine: &Engine,
         encoder: &PromptEncoder,
         case: &'c Case,
         settings: Settings,
@@ -226,7 +226,7 @@ impl<'c, B: Backend> Active<'c, B> {
 }
 
 /// One step for all that have something to compute; returns the tokens computed.
-fn step<B: Backend>(engine: &Engine<B>, active: &mut [Active<'_, B>]) -> Result<usize> {
+fn step(engine: &Engine, active: &mut [Active<'_>]) -> Result<usize> {
     let mut room = PROMPT_TOKENS;
     let mut wanted = Vec::with_capacity(active.len());
     for case in active.iter() {
@@ -252,12 +252,13 @@ fn step<B: Backend>(engine: &Engine<B>, active: &mut [Active<'_, B>]) -> Result<
         work.push(Work {
             session: &mut case.session,
             tokens: &case.tokens[start..start + count],
-            logits: if is_last { LogitsWanted::Best } else { LogitsWanted::None },
+            phase: if start < case.prompt_tokens { Phase::Prefill } else { Phase::Decode },
+            wanted: if is_last { &[Wanted::Argmax] } else { &[] },
         });
     }
     let logits = engine.step(&mut work)?;
     for (index, logits) in indices.into_iter().zip(logits) {
-        if let Some(token) = logits.best() {
+        if let Some(token) = logits.argmax() {
             active[index].take(token?);
         }
     }

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, ops::ControlFlow, path::Path, sync::Arc};
 
 use ds4_cpu::{CpuBackend, Kernels};
-use ds4_engine::{Backend, Engine, rows::CacheRounding};
+use ds4_engine::{Engine, rows::CacheRounding};
 use ds4_eval::{
     Error,
     divergence::Divergence,
@@ -22,7 +22,7 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny/tiny-
 const GO_ON: ControlFlow<()> = ControlFlow::Continue(());
 
 struct Setup {
-    engine: Engine<CpuBackend>,
+    engine: Engine,
     tokenizer: Arc<Tokenizer>,
 }
 

@@ -16,9 +16,9 @@ mod runtime;
 mod scheduler;
 
 pub use events::Events;
-pub use limits::{Limits, SessionBytes};
+pub use limits::Limits;
 pub use load::Load;
 pub use observer::Observer;
 pub use request::{AnswerToken, ClientId, Event, Failure, Finish, Refused, Request};
 pub use runtime::Runtime;
-pub use scheduler::pool::ReuseSource;
+pub use scheduler::prefix_cache::ReuseSource;

@@ -15,11 +15,9 @@ pub struct Limits {
     /// chunk, so small chunks are slow; a vanished client is noticed only between chunks, so
     /// large ones are unwieldy.
     pub prefill_chunk: usize,
-    /// Bytes of KV state, of running requests and of the prefix cache together.
+    /// Bytes of KV state, of running requests and of the prefix cache together. Fewer count where
+    /// the device has less memory left.
     pub kv_bytes: u64,
     /// How long a client may leave its events untaken.
     pub stall: Duration,
 }
-
-/// Estimates the bytes of KV state of a session by its number of tokens.
-pub type SessionBytes = Box<dyn Fn(usize) -> u64 + Send>;

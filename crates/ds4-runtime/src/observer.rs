@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{request::Event, scheduler::pool::ReuseSource};
+use crate::{request::Event, scheduler::prefix_cache::ReuseSource};
 
 /// Hears what the runtime does. All calls come from the scheduler's thread, between two steps, so
 /// none may take long. Each does nothing unless it is overridden.
@@ -26,10 +26,10 @@ pub trait Observer: Send {
     fn evicted(&self) {}
 
     /// A running request gave its memory to an older one.
-    fn set_aside(&self) {}
+    fn preempted(&self) {}
 
     /// What there is now: requests that run and wait, idle sessions and their bytes.
-    fn sessions(&self, _running: usize, _idle: usize, _waiting: usize, _idle_bytes: usize) {}
+    fn sessions(&self, _running: usize, _idle: usize, _waiting: usize, _idle_bytes: u64) {}
 }
 
 /// Nobody hears anything.

@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ds4_engine::{Backend, Engine};
+use ds4_engine::Engine;
 use ds4_model::tokenizer::Tokenizer;
 use tokio::sync::mpsc;
 
 use crate::{
     events::Events,
-    limits::{Limits, SessionBytes},
+    limits::Limits,
     load::Load,
     observer::Observer,
     request::{Refused, Request},
@@ -37,15 +37,14 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Starts the thread. `session_bytes` estimates KV memory, and `observer` hears what happens.
+    /// Starts the thread. `observer` hears what happens.
     ///
     /// # Errors
     /// If the system has no thread.
-    pub fn start<B: Backend + 'static>(
-        engine: Engine<B>,
+    pub fn start(
+        engine: Engine,
         tokenizer: Arc<Tokenizer>,
         limits: Limits,
-        session_bytes: SessionBytes,
         observer: Box<dyn Observer>,
     ) -> std::io::Result<Runtime> {
         let (inbox, messages) = std_mpsc::channel();
@@ -54,7 +53,7 @@ impl Runtime {
         let worker = load.clone();
         let run = move || {
             let alarm = alarm;
-            Worker::new(engine, tokenizer, limits, session_bytes, observer, worker, messages).run();
+            Worker::new(engine, tokenizer, limits, observer, worker, messages).run();
             drop(alarm);
         };
         let thread = std::thread::Builder::new().name("ds4-scheduler".to_owned()).spawn(run)?;

@@ -6,9 +6,8 @@
 
 mod answer;
 mod outbox;
-mod overlap;
 mod pace;
-pub(crate) mod pool;
+pub(crate) mod prefix_cache;
 pub(crate) mod queue;
 mod sequence;
 pub(crate) mod worker;

@@ -17,9 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ds4_engine::{Backend, Engine};
+use ds4_engine::Engine;
 use ds4_model::prompt::PromptEncoder;
-use ds4_runtime::{Limits, Runtime, SessionBytes, grammar::Grammars, replay::Replay};
+use ds4_runtime::{Limits, Runtime, grammar::Grammars, replay::Replay};
 
 pub use http::{app::HttpLimits, listen::TlsFiles};
 
@@ -134,15 +134,14 @@ impl Monitor {
 }
 
 impl Server {
-    /// Binds to `address` and starts the scheduler. `session_bytes` estimates KV memory.
+    /// Binds to `address` and starts the scheduler.
     ///
     /// # Errors
     /// If the address cannot be used, or would be open to everyone without anybody having said so.
-    pub fn bind<B: Backend + 'static>(
+    pub fn bind(
         address: SocketAddr,
-        engine: Engine<B>,
+        engine: Engine,
         encoder: PromptEncoder,
-        session_bytes: SessionBytes,
         config: ServerConfig,
     ) -> Result<Server, ServeError> {
         if config.tokens.iter().any(String::is_empty) {
@@ -161,7 +160,7 @@ impl Server {
             .map_err(|error| ServeError::Vocabulary(error.to_string()))?;
         let metrics = Metrics::new();
         let observer = Box::new(metrics.clone());
-        let runtime = Runtime::start(engine, tokenizer, config.scheduler, session_bytes, observer)?;
+        let runtime = Runtime::start(engine, tokenizer, config.scheduler, observer)?;
         let access = Access::new(config.tokens.clone(), config.cors, address);
         let app = App {
             access,

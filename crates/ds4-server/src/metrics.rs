@@ -34,7 +34,7 @@ pub(crate) struct Metrics {
     requests: Family<Ending, Counter>,
     cancelled: Counter,
     evicted: Counter,
-    set_aside: Counter,
+    preempted: Counter,
     malformed_calls: Family<Malformed, Counter>,
     responses: Family<Response, Counter>,
     request_seconds: Histogram,
@@ -55,7 +55,7 @@ enum SourceName {
     Continuation,
     Rewind,
     Checkpoint,
-    Copy,
+    Fork,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -111,7 +111,7 @@ impl Metrics {
             requests: Family::default(),
             cancelled: Counter::default(),
             evicted: Counter::default(),
-            set_aside: Counter::default(),
+            preempted: Counter::default(),
             malformed_calls: Family::default(),
             responses: Family::default(),
             request_seconds: Histogram::new(exponential_buckets(0.01, 2.0, 18)),
@@ -144,7 +144,7 @@ impl Metrics {
         r.register("requests_cancelled", text, self.cancelled.clone());
         r.register("sessions_evicted", "Idle sessions dropped", self.evicted.clone());
         let text = "Running requests that gave their memory to older ones for a while";
-        r.register("requests_set_aside", text, self.set_aside.clone());
+        r.register("requests_preempted", text, self.preempted.clone());
         let text = "Answers with tool calls that are cut off, or spelled out in plain text";
         r.register("malformed_tool_calls", text, self.malformed_calls.clone());
         r.register("http_responses", "HTTP responses", self.responses.clone());
@@ -199,7 +199,7 @@ impl Observer for Metrics {
                 ReuseSource::Continuation => SourceName::Continuation,
                 ReuseSource::Rewind => SourceName::Rewind,
                 ReuseSource::Checkpoint => SourceName::Checkpoint,
-                ReuseSource::Copy => SourceName::Copy,
+                ReuseSource::Fork => SourceName::Fork,
             },
         };
         self.prompt_tokens.inc_by(tokens as u64);
@@ -231,7 +231,7 @@ impl Observer for Metrics {
         self.request_seconds.observe(time.as_secs_f64());
     }
 
-    fn sessions(&self, running: usize, idle: usize, waiting: usize, idle_bytes: usize) {
+    fn sessions(&self, running: usize, idle: usize, waiting: usize, idle_bytes: u64) {
         self.running.set(running as i64);
         self.idle_sessions.set(idle as i64);
         self.waiting.set(waiting as i64);
@@ -246,7 +246,7 @@ impl Observer for Metrics {
         self.evicted.inc();
     }
 
-    fn set_aside(&self) {
-        self.set_aside.inc();
+    fn preempted(&self) {
+        self.preempted.inc();
     }
 }

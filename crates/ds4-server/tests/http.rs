@@ -129,8 +129,7 @@ fn an_open_address_needs_a_token_or_a_word() {
         );
         let encoder = PromptEncoder::new(tokenizer, Profile::Preview);
         let address = "0.0.0.0:0".parse().unwrap();
-        ds4_server::Server::bind(address, Engine::new(backend), encoder, Box::new(|_| 0), config)
-            .map(drop)
+        ds4_server::Server::bind(address, Engine::new(backend), encoder, config).map(drop)
     };
     let error = bind(config()).unwrap_err().to_string();
     assert!(error.contains("--insecure"), "{error}");

@@ -6,19 +6,13 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use ds4_cpu::{CpuBackend, Kernels};
 use ds4_cuda::{CudaBackend, Error as CudaError};
-use ds4_engine::{observer::ExpertObserver, rows::CacheRounding};
+use ds4_engine::{Backend, Engine, observer::ExpertObserver, rows::CacheRounding};
 use ds4_model::Model;
 
 use crate::{
-    backend::AnyBackend,
     memory,
     terminal::{self, Unit},
 };
-
-/// The engine of this program.
-pub type Engine = ds4_engine::Engine<AnyBackend>;
-/// A session of [`Engine`].
-pub type Session = ds4_engine::Session<AnyBackend>;
 
 /// Options for the computation.
 #[derive(Args)]
@@ -59,22 +53,21 @@ impl ComputeArgs {
     /// are the program's.
     pub fn engine(&self, model: Arc<Model>, context: usize) -> Result<Engine> {
         self.start_threads()?;
-        let backend = match self.choice()? {
-            Choice::Cpu => AnyBackend::Cpu(self.cpu(model)?),
-            Choice::Cuda => AnyBackend::Cuda(self.cuda(model, context)?),
+        match self.choice()? {
+            Choice::Cpu => Ok(Engine::new(self.cpu(model)?)),
+            Choice::Cuda => Ok(Engine::new(self.cuda(model, context)?)),
             Choice::Auto => match self.cuda(model.clone(), context) {
-                Ok(backend) => AnyBackend::Cuda(backend),
+                Ok(backend) => Ok(Engine::new(backend)),
                 Err(error) => {
                     // Who has no GPU need not hear of it.
                     let none = matches!(error, CudaError::NoDriver | CudaError::NoDevice { .. });
                     if !none {
                         terminal::note(format_args!("Computing on the CPU: {error}"));
                     }
-                    AnyBackend::Cpu(self.cpu(model)?)
+                    Ok(Engine::new(self.cpu(model)?))
                 }
             },
-        };
-        Ok(Engine::new(backend))
+        }
     }
 
     /// An engine that shows what routed experts are given to `observer`.
@@ -85,7 +78,7 @@ impl ComputeArgs {
     ) -> Result<Engine> {
         self.start_threads()?;
         ensure!(self.choice()? != Choice::Cuda, "--backend: only cpu shows what experts are given");
-        Ok(Engine::new(AnyBackend::Cpu(self.cpu(model)?.with_observer(observer))))
+        Ok(Engine::new(self.cpu(model)?.with_observer(observer)))
     }
 
     /// What was asked for, in whichever words.
@@ -125,7 +118,8 @@ impl ComputeArgs {
         });
         bar.finish_and_clear();
         let backend = backend?;
-        terminal::note(backend.memory_report());
+        let report = backend.memory(context).map_err(CudaError::from)?;
+        terminal::note(report);
         Ok(backend)
     }
 

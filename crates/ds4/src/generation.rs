@@ -5,16 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ds4_engine::{
-    Logits, LogitsWanted, TokenId, Work,
+    Engine, Phase, Session, StepOutput, TokenId, Wanted, Work,
     sampling::{self, Sampler, TokenLogprob},
 };
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::{
-    compute::{Engine, Session},
-    interrupt,
-};
+use crate::interrupt;
 
 /// How to continue a session.
 pub struct Limits<'a> {
@@ -30,8 +27,8 @@ pub struct Limits<'a> {
 
 impl Limits<'_> {
     /// What [`decode`] with `sampler` needs of each step.
-    pub fn wanted(&self, sampler: &Sampler) -> LogitsWanted {
-        if self.top_logprobs.is_some() { LogitsWanted::Last } else { sampler.wants() }
+    pub fn wanted(&self, sampler: &Sampler) -> Wanted {
+        if self.top_logprobs.is_some() { Wanted::Logits } else { sampler.wants() }
     }
 }
 
@@ -79,11 +76,11 @@ pub fn prefill(
     engine: &Engine,
     session: &mut Session,
     tokens: &[TokenId],
-    wanted: LogitsWanted,
+    wanted: Option<Wanted>,
     bar: Option<&ProgressBar>,
     speed: &mut Speed,
-) -> Result<Option<Logits>> {
-    let mut logits = Logits::default();
+) -> Result<Option<StepOutput>> {
+    let mut logits = StepOutput::default();
     let size = engine.backend().prefill_chunk();
     let last = tokens.len().div_ceil(size);
     for (i, chunk) in (1..).zip(tokens.chunks(size)) {
@@ -91,8 +88,8 @@ pub fn prefill(
             return Ok(None);
         }
         // The head reads as much as a layer; what nobody asks for is not computed.
-        let wanted = if i == last { wanted } else { LogitsWanted::None };
-        logits = step(engine, session, chunk, wanted, speed)?;
+        let wanted = wanted.filter(|_| i == last);
+        logits = step(engine, session, chunk, Phase::Prefill, wanted, speed)?;
         if let Some(bar) = bar {
             bar.inc(chunk.len() as u64);
         }
@@ -105,11 +102,13 @@ pub fn step(
     engine: &Engine,
     session: &mut Session,
     tokens: &[TokenId],
-    logits: LogitsWanted,
+    phase: Phase,
+    wanted: Option<Wanted>,
     speed: &mut Speed,
-) -> Result<Logits> {
+) -> Result<StepOutput> {
     let start = Instant::now();
-    let mut logits = engine.step(&mut [Work { session, tokens, logits }])?;
+    let work = Work { session, tokens, phase, wanted: wanted.as_slice() };
+    let mut logits = engine.step(&mut [work])?;
     speed.tokens += tokens.len();
     speed.time += start.elapsed();
     Ok(logits.remove(0))
@@ -119,7 +118,7 @@ pub fn step(
 pub fn decode(
     engine: &Engine,
     session: &mut Session,
-    mut logits: Logits,
+    mut logits: StepOutput,
     sampler: &mut Sampler,
     limits: &Limits<'_>,
     speed: &mut Speed,
@@ -133,7 +132,7 @@ pub fn decode(
         if limits.stops.contains(&token) {
             return Ok(Finish::Stop);
         }
-        let logprobs = limits.top_logprobs.zip(logits.last());
+        let logprobs = limits.top_logprobs.zip(logits.last_logits());
         let logprobs = logprobs.map(|(n, row)| sampling::logprobs(row, token, n)).transpose()?;
         each(Drawn { token, logprobs })?;
         if session.len() >= limits.context {
@@ -141,7 +140,8 @@ pub fn decode(
         }
         // The logits after the last token are of no use.
         if left > 0 {
-            logits = step(engine, session, &[token], limits.wanted(sampler), speed)?;
+            let wanted = Some(limits.wanted(sampler));
+            logits = step(engine, session, &[token], Phase::Decode, wanted, speed)?;
         }
     }
     Ok(Finish::Length)

@@ -2,10 +2,8 @@
 //! already holds, so that only new tokens are computed.
 
 use anyhow::Result;
-use ds4_engine::{Checkpoint, TokenId};
+use ds4_engine::{Checkpoint, Engine, Session, TokenId};
 use ds4_model::prompt::shared_prefix;
-
-use crate::compute::{Engine, Session};
 
 /// Checkpoints kept besides the first; each is a few megabytes at the full model's shape.
 const CHECKPOINTS: usize = 8;

@@ -1,51 +1,15 @@
 //! What a model needs: bytes of memory at a context, and bytes read for a token.
 
 use anyhow::{Result, ensure};
-use ds4_engine::{MAX_REWIND, rows::CacheRounding};
+use ds4_engine::rows::CacheRounding;
 use ds4_model::{
     Model,
     binding::Role,
-    config::{Config, HEAD_DIM, INDEX_DIM, LayerKind, STREAMS, WINDOW},
+    config::{Config, LayerKind, WINDOW},
 };
 use sysinfo::{MemoryRefreshKind, System};
 
 use crate::terminal;
-
-/// Bytes of KV state of a session of `tokens` tokens, within a few pages of rows.
-pub fn cache_bytes(config: &Config, rounding: CacheRounding, tokens: usize) -> u64 {
-    let (row, key) = (rounding.kv_codec().row_bytes(), rounding.index_codec().row_bytes());
-    let layer = |kind: LayerKind| {
-        let window = tokens.min(WINDOW + MAX_REWIND) * row;
-        let compressed = tokens.checked_div(kind.ratio()).unwrap_or(0) * row;
-        let inputs = compressor_inputs(kind, tokens) * kind.compressor_width();
-        let index = match kind {
-            LayerKind::Csa => {
-                tokens / kind.ratio() * key + compressor_inputs(kind, tokens) * 2 * INDEX_DIM * 8
-            }
-            LayerKind::Swa | LayerKind::Hca => 0,
-        };
-        (window + compressed + inputs * 8 + index) as u64
-    };
-    config.layers.iter().map(|l| layer(l.kind)).sum()
-}
-
-/// Tokens whose compressor inputs, a value and a score of 4 bytes each, are kept.
-fn compressor_inputs(kind: LayerKind, tokens: usize) -> usize {
-    match kind {
-        LayerKind::Swa => 0,
-        LayerKind::Csa => tokens.min(2 * kind.ratio() + MAX_REWIND),
-        LayerKind::Hca => tokens.min(kind.ratio() + MAX_REWIND),
-    }
-}
-
-/// Bytes of intermediate results while `tokens` tokens are computed together, about.
-pub fn activation_bytes(config: &Config, tokens: usize) -> u64 {
-    let streams = STREAMS * config.hidden;
-    let heads = 2 * config.heads * HEAD_DIM;
-    let sublayer = 4 * config.hidden + 2 * config.q_rank + HEAD_DIM;
-    let experts = config.experts_used * (config.hidden + 2 * config.expert_width);
-    (tokens * 4 * (streams + heads + sublayer + experts)) as u64
-}
 
 /// Checks that generated weights of `needed` bytes fit into memory.
 pub fn check_room(needed: u64) -> Result<()> {
@@ -102,44 +66,13 @@ pub fn cache_bytes_per_token(config: &Config, rounding: CacheRounding, tokens: u
 mod tests {
     use std::{path::Path, sync::Arc};
 
-    use ds4_cpu::{CpuBackend, Kernels};
-    use ds4_engine::{Engine, LogitsWanted, Work};
     use ds4_model::synth;
 
     use super::*;
 
-    /// The backend takes compressed rows in pages of this many.
-    const PAGE: u64 = 256;
-
     fn tiny() -> Arc<Model> {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny/tiny-b-q2.gguf");
         Arc::new(Model::open(Path::new(path)).unwrap())
-    }
-
-    #[test]
-    fn the_estimate_is_what_a_session_takes() {
-        let model = tiny();
-        for rounding in [CacheRounding::On, CacheRounding::Off] {
-            let backend = CpuBackend::new(model.clone(), Kernels::detect(), rounding);
-            let engine = Engine::new(backend);
-            let mut session = engine.new_session().unwrap();
-            let row = rounding.kv_codec().row_bytes() as u64;
-            // Two CSA layers with rows and index keys, one HCA layer with rows.
-            let pages = PAGE * (3 * row + 2 * rounding.index_codec().row_bytes() as u64);
-            for tokens in [3, 130, 700] {
-                let work = &vec![7; tokens - session.len()];
-                let logits = LogitsWanted::None;
-                engine.step(&mut [Work { session: &mut session, tokens: work, logits }]).unwrap();
-                let (found, estimate) = (
-                    engine.cache_bytes(&session) as u64,
-                    cache_bytes(&model.config, rounding, tokens),
-                );
-                assert!(
-                    (estimate..=estimate + pages).contains(&found),
-                    "{tokens} tokens: {found} bytes, estimated {estimate}"
-                );
-            }
-        }
     }
 
     #[test]

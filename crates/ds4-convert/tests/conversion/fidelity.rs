@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use ds4_convert::{Collector, ImportanceMatrix, Recipe};
 use ds4_cpu::{CpuBackend, Kernels};
-use ds4_engine::{Engine, LogitsWanted, Work, rows::CacheRounding, sampling};
+use ds4_engine::{Engine, Phase, Wanted, Work, rows::CacheRounding, sampling};
 use ds4_model::{Model, binding::expected_tensors, config::Config};
 use gguf::{GgufFile, TensorType};
 use safetensors::Dtype;
@@ -323,8 +323,11 @@ fn all_logits(
     let tokens: Vec<u32> = (0..TOKENS).map(|_| rng.u32(..model.config.vocab as u32)).collect();
     let engine = Engine::new(prepare(CpuBackend::new(model, kernels, CacheRounding::Off)));
     let mut session = engine.new_session().unwrap();
-    let mut work = [Work { session: &mut session, tokens: &tokens, logits: LogitsWanted::All }];
-    engine.step(&mut work).unwrap().remove(0).data.into_vec()
+    let wanted = vec![Wanted::Logits; TOKENS];
+    let phase = Phase::Prefill;
+    let work = Work { session: &mut session, tokens: &tokens, phase, wanted: &wanted };
+    let output = engine.step(&mut [work]).unwrap().remove(0);
+    output.logits().flatten().copied().collect()
 }
 
 #[derive(Debug)]

@@ -1,7 +1,8 @@
-//! The stages in terms of one step's buffers: what the backend calls, and what it records.
+//! The stages of one step, each as launches of kernels on the step's buffers. Under a stream
+//! capture the launches become a CUDA graph.
 
 use ds4_engine::{
-    backend::{Batch, PREFILL_MIN, Span, StageResult, Sublayer},
+    backend::{Batch, Phase, Span, StageResult, Step, Sublayer},
     rope::PAIRS,
     rows::CacheRounding,
 };
@@ -25,7 +26,7 @@ use crate::{
 #[cfg(test)]
 mod golden_tests;
 
-/// The shape of a step.
+/// The shape of a step: everything that grids and branches on the host depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// Rows that are decoded; they come first.
@@ -41,7 +42,7 @@ pub struct Shape {
 impl Shape {
     /// The shape of `batch`.
     pub fn of(batch: &Batch) -> Shape {
-        let prefill = batch.spans.iter().filter(|s| s.rows.len() >= PREFILL_MIN);
+        let prefill = batch.spans.iter().filter(|s| batch.phase(s) == Phase::Prefill);
         Shape {
             decode_rows: batch.decode_rows,
             rows: batch.tokens.len(),
@@ -50,6 +51,12 @@ impl Shape {
             visible: prefill.map(visible).max().unwrap_or(0),
         }
     }
+
+    /// The shape of every step that decodes `rows` rows and nothing else: the head computes all of
+    /// them, so that one CUDA graph does for any results that are wanted.
+    pub fn decode(rows: usize) -> Shape {
+        Shape { decode_rows: rows, rows, decode_logits: rows, logits: rows, visible: 0 }
+    }
 }
 
 /// Compressed rows that the last token of a span sees in a CSA layer.
@@ -57,8 +64,8 @@ pub fn visible(span: &Span) -> usize {
     (span.start + span.rows.len()) / LayerKind::Csa.ratio()
 }
 
-/// Everything that the stages of one step need.
-pub struct Stages<'a> {
+/// A step under way.
+pub struct CudaStep<'a> {
     pub device: &'a Device,
     pub config: &'a Config,
     pub weights: &'a Weights,
@@ -67,29 +74,13 @@ pub struct Stages<'a> {
     pub frequencies: &'a Buffer<f32>,
     pub scratch: &'a Scratch,
     pub shape: Shape,
+    /// The sublayer whose output is spread over the streams when they are read next.
+    pub pending: Option<Pending>,
 }
 
-impl Stages<'_> {
-    /// All stages of a step in order.
-    pub fn run(&self) -> StageResult {
-        self.embed()?;
-        for (l, layer) in self.config.layers.iter().enumerate() {
-            self.hc_pre(l, Sublayer::Attention)?;
-            self.project_and_compress(l)?;
-            if layer.kind == LayerKind::Csa {
-                self.select_rows(l)?;
-            }
-            self.attend(l)?;
-            self.project_output(l)?;
-            self.hc_pre(l, Sublayer::Experts)?;
-            self.route(l)?;
-            self.run_experts(l)?;
-        }
-        self.head()
-    }
-
+impl Step for CudaStep<'_> {
     /// Embeds the tokens, and computes the rotations of their positions.
-    pub fn embed(&self) -> StageResult {
+    fn embed(&mut self) -> StageResult {
         let (s, table) = (self.scratch, &self.weights.token_embedding);
         let step = s.step.pointers();
         self.device.launch(
@@ -110,92 +101,30 @@ impl Stages<'_> {
         attention::rotations(self.device, step, self.shape.rows, frequencies, out)
     }
 
-    pub fn hc_pre(&self, layer: usize, sublayer: Sublayer) -> StageResult {
+    fn hc_pre(&mut self, layer: usize, sublayer: Sublayer) -> StageResult {
         let w = &self.weights.layers[layer];
-        let (reader, pending) = match sublayer {
-            Sublayer::Attention => {
-                (Reader { hc: &w.attn_hc, norm: &w.attn.norm }, self.experts_before(layer))
-            }
-            Sublayer::Experts => {
-                (Reader { hc: &w.ffn_hc, norm: &w.ffn.norm }, Some(Pending { slots: 1 }))
-            }
+        let reader = match sublayer {
+            Sublayer::Attention => Reader { hc: &w.attn_hc, norm: &w.attn.norm },
+            Sublayer::Experts => Reader { hc: &w.ffn_hc, norm: &w.ffn.norm },
         };
         let (device, config, s) = (self.device, self.config, self.scratch);
         let Shape { decode_rows, rows, .. } = self.shape;
+        let pending = self.pending.take();
         hyper_connection::read(device, config, s, decode_rows, rows, pending, &reader)
     }
 
-    /// The experts of the layer before: their output is spread when the streams are read next.
-    fn experts_before(&self, layer: usize) -> Option<Pending> {
-        (layer > 0).then_some(Pending { slots: self.config.experts_used + 1 })
-    }
-
-    pub fn project_qkv(&self, layer: usize) -> StageResult {
-        self.project(layer, &self.projected(layer))
-    }
-
-    pub fn compress(&self, layer: usize) -> StageResult {
-        self.finish_inputs(layer, &self.compressed(layer))
-    }
-
-    /// Both in one: nothing in a layer's compressors waits for its queries.
-    fn project_and_compress(&self, layer: usize) -> StageResult {
-        let Inputs { latent, key_values, .. } = self.projected(layer);
-        self.project(layer, &Inputs { latent, key_values, ..self.compressed(layer) })
-    }
-
-    /// The projections, with `inputs` finished before the queries need their latent.
-    fn project(&self, layer: usize, inputs: &Inputs<'_>) -> StageResult {
+    /// Nothing in a layer's compressors waits for its queries, so that all inputs are finished in
+    /// one launch.
+    fn project_and_compress(&mut self, layer: usize) -> StageResult {
         let products = &self.scratch.layers[layer];
         self.products(&products.attention_input)?;
-        self.finish_inputs(layer, inputs)?;
+        let Shape { rows, decode_rows, .. } = self.shape;
+        let inputs = self.inputs(layer);
+        compressor::finish_inputs(&self.attention(layer), rows, decode_rows, &inputs)?;
         self.products(&products.queries)
     }
 
-    fn finish_inputs(&self, layer: usize, inputs: &Inputs<'_>) -> StageResult {
-        let Shape { rows, decode_rows, .. } = self.shape;
-        compressor::finish_inputs(&self.attention(layer), rows, decode_rows, inputs)
-    }
-
-    fn projected(&self, layer: usize) -> Inputs<'_> {
-        let (s, w) = (self.scratch, &self.weights.layers[layer].attn);
-        let width = self.config.q_rank;
-        let latent = Latent {
-            raw: Products { pointer: s.raw_latent.pointer(), stride: width },
-            width,
-            norm: w.q_a_norm.pointer(),
-            out: &s.latent,
-            low: &s.latent_low,
-        };
-        let key_values = KeyValues {
-            raw: Products { pointer: s.raw_kv.pointer(), stride: HEAD_DIM },
-            norm: w.kv_norm.pointer(),
-            rows: &s.kv_rows,
-        };
-        Inputs { latent: Some(latent), key_values: Some(key_values), ..Inputs::default() }
-    }
-
-    fn compressed(&self, layer: usize) -> Inputs<'_> {
-        let (s, w) = (self.scratch, &self.weights.layers[layer]);
-        let part = |c: &weights::Compressor, values: &Buffer<f32>, scores: &Buffer<f32>| {
-            let products = |b: &Buffer<f32>| Products { pointer: b.pointer(), stride: c.kv.rows };
-            Compressor {
-                values: products(values),
-                scores: products(scores),
-                bias: c.position_bias.pointer(),
-                norm: c.norm.pointer(),
-                frequencies: self.frequencies.at(PAIRS),
-            }
-        };
-        let index = w.indexer.as_ref().map(|i| &i.compressor);
-        Inputs {
-            compressor: w.compressor.as_ref().map(|c| part(c, &s.values, &s.scores)),
-            index: index.map(|c| part(c, &s.index_values, &s.index_scores)),
-            ..Inputs::default()
-        }
-    }
-
-    pub fn select_rows(&self, layer: usize) -> StageResult {
+    fn select_rows(&mut self, layer: usize) -> StageResult {
         let (s, config) = (self.scratch, self.config);
         let heads = config.index_heads;
         let select = |decoded, capacity| Select {
@@ -212,7 +141,7 @@ impl Stages<'_> {
         let Shape { decode_rows, rows, visible, .. } = self.shape;
         let attention = self.attention(layer);
         if decode_rows > 0 {
-            // The same for every step, so that a recorded one stays right as the context grows.
+            // The same for every step, so that a CUDA graph stays right as the context grows.
             indexer::select(&attention, 0..decode_rows, &select(true, key_capacity(config)))?;
         }
         if rows > decode_rows && visible > config.index_top_k {
@@ -221,7 +150,7 @@ impl Stages<'_> {
         Ok(())
     }
 
-    pub fn attend(&self, layer: usize) -> StageResult {
+    fn attend(&mut self, layer: usize) -> StageResult {
         let s = self.scratch;
         let attend = Attend {
             heads: self.config.heads,
@@ -246,13 +175,13 @@ impl Stages<'_> {
         Ok(())
     }
 
-    pub fn project_output(&self, layer: usize) -> StageResult {
+    fn project_output(&mut self, layer: usize) -> StageResult {
         let products = &self.scratch.layers[layer];
         self.products(&products.output_a)?;
         self.products(&products.output_b)
     }
 
-    pub fn route(&self, layer: usize) -> StageResult {
+    fn route(&mut self, layer: usize) -> StageResult {
         let (s, experts) = (self.scratch, self.experts(layer));
         let Shape { decode_rows, rows, .. } = self.shape;
         s.layers[layer].experts_input.run_and_prepare(
@@ -264,27 +193,77 @@ impl Stages<'_> {
         experts.route()
     }
 
-    pub fn run_experts(&self, layer: usize) -> StageResult {
+    fn run_experts(&mut self, layer: usize) -> StageResult {
         let s = self.scratch;
         self.experts(layer).run(layer, &s.x, &s.y, &s.layers[layer].shared_down)
     }
 
-    /// The logits of the wanted rows, to `scratch.head.logits`.
-    pub fn head(&self) -> StageResult {
+    /// Left to the next stage that reads the streams, whose kernel spreads the output first.
+    fn hc_post(&mut self, _layer: usize, sublayer: Sublayer) -> StageResult {
+        self.pending = Some(self.output_of(sublayer));
+        Ok(())
+    }
+
+    /// Logits go to `scratch.head.logits`.
+    fn head(&mut self) -> StageResult {
         let (s, w) = (self.scratch, self.weights);
         let Shape { decode_logits, logits, .. } = self.shape;
         if logits == 0 {
             return Ok(());
         }
         let reader = Reader { hc: &w.output_hc, norm: &w.output_norm };
-        let pending = self.experts_before(self.config.layers.len());
-        let (device, config) = (self.device, self.config);
+        let (device, config, pending) = (self.device, self.config, self.pending.take());
         hyper_connection::read_head(device, config, s, logits, pending, &reader)?;
         s.head.products.run(&self.context(), decode_logits, logits)
     }
+}
 
-    /// The likeliest tokens of the first `rows` of them, to `scratch.head.best`.
-    pub fn best(&self, rows: usize) -> StageResult {
+impl CudaStep<'_> {
+    /// The output of a sublayer in `scratch.y`: attention's is one part, the experts' one for each
+    /// expert.
+    pub fn output_of(&self, sublayer: Sublayer) -> Pending {
+        match sublayer {
+            Sublayer::Attention => Pending { slots: 1 },
+            Sublayer::Experts => Pending { slots: self.config.experts_used + 1 },
+        }
+    }
+
+    fn inputs(&self, layer: usize) -> Inputs<'_> {
+        let (s, w) = (self.scratch, &self.weights.layers[layer]);
+        let width = self.config.q_rank;
+        let latent = Latent {
+            raw: Products { pointer: s.raw_latent.pointer(), stride: width },
+            width,
+            norm: w.attn.q_a_norm.pointer(),
+            out: &s.latent,
+            low: &s.latent_low,
+        };
+        let key_values = KeyValues {
+            raw: Products { pointer: s.raw_kv.pointer(), stride: HEAD_DIM },
+            norm: w.attn.kv_norm.pointer(),
+            rows: &s.kv_rows,
+        };
+        let part = |c: &weights::Compressor, values: &Buffer<f32>, scores: &Buffer<f32>| {
+            let products = |b: &Buffer<f32>| Products { pointer: b.pointer(), stride: c.kv.rows };
+            Compressor {
+                values: products(values),
+                scores: products(scores),
+                bias: c.position_bias.pointer(),
+                norm: c.norm.pointer(),
+                frequencies: self.frequencies.at(PAIRS),
+            }
+        };
+        let index = w.indexer.as_ref().map(|i| &i.compressor);
+        Inputs {
+            latent: Some(latent),
+            key_values: Some(key_values),
+            compressor: w.compressor.as_ref().map(|c| part(c, &s.values, &s.scores)),
+            index: index.map(|c| part(c, &s.index_values, &s.index_scores)),
+        }
+    }
+
+    /// The likeliest tokens of the first `rows` rows of logits, to `scratch.head.best`.
+    pub fn argmax(&self, rows: usize) -> StageResult {
         let s = self.scratch;
         s.head.best.find(self.device, rows, &s.head.logits, &s.arrivals)
     }

@@ -4,7 +4,7 @@
 //! computes the logits, and once they are there a token need only be drawn. Tokens that are
 //! certain are added at once, and the engine computes them together with the one before them.
 
-use ds4_engine::{Logits, LogitsWanted, TokenId, sampling::Sampler, sampling::logprobs};
+use ds4_engine::{StepOutput, TokenId, Wanted, sampling::Sampler, sampling::logprobs};
 use ds4_model::tokenizer::Tokenizer;
 
 use super::outbox::Outbox;
@@ -36,7 +36,7 @@ pub(super) enum Continuation {
 /// Where the tokens of an answer go.
 pub(super) struct Growth<'a> {
     pub(super) tokenizer: &'a Tokenizer,
-    pub(super) logits: &'a Logits,
+    pub(super) output: &'a StepOutput,
     /// Tokens to compute next.
     pub(super) pending: &'a mut Vec<TokenId>,
     /// How many of them the session can take.
@@ -46,9 +46,9 @@ pub(super) struct Growth<'a> {
 
 impl Answer {
     /// What a step must give for [`grow`](Self::grow).
-    pub(super) fn wanted(&self) -> LogitsWanted {
+    pub(super) fn wanted(&self) -> Wanted {
         if self.has_rules() || self.top_logprobs.is_some() {
-            return LogitsWanted::Last;
+            return Wanted::Logits;
         }
         self.sampler.wants()
     }
@@ -91,9 +91,9 @@ impl Answer {
             Continuation::Certain(tokens) => return self.add_certain(tokens, to),
             Continuation::Choice(next) => next,
         };
-        let row = to.logits.last().unwrap_or_default();
+        let row = to.output.last_logits().unwrap_or_default();
         let drawn = match next {
-            Next::Any => self.sampler.sample_after(to.logits),
+            Next::Any => self.sampler.sample_after(to.output),
             Next::Among { mask, greedy: false } => self.sampler.sample_among(row, mask.as_slice()),
             Next::Among { mask, greedy: true } => {
                 self.sampler.likeliest_among(row, mask.as_slice())
@@ -139,7 +139,7 @@ impl Answer {
 
     /// Adds a token; says if that ends the answer.
     fn add(&mut self, token: TokenId, to: &mut Growth<'_>) -> Result<Option<Finish>, String> {
-        let top = self.top_logprobs.zip(to.logits.last());
+        let top = self.top_logprobs.zip(to.output.last_logits());
         let logprobs = top.map(|(n, row)| logprobs(row, token, n)).transpose();
         let logprobs = logprobs.map_err(|error| error.to_string())?;
         to.outbox.hold(Event::Token(AnswerToken { token, logprobs }));

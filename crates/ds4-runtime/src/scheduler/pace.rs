@@ -7,7 +7,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use ds4_engine::backend::PREFILL_MIN;
+use super::sequence::PREFILL_GRAIN;
 
 /// A step that shares its time with a prompt takes less than so many times as long.
 const PROMISE: f64 = 3.0;
@@ -63,12 +63,12 @@ pub(super) struct Pace {
 impl Pace {
     /// Nothing is measured yet; `chunk` is what prompts get when no answer is running.
     pub(super) fn new(chunk: usize) -> Self {
-        Pace { chunk: chunk.max(PREFILL_MIN), ..Pace::default() }
+        Pace { chunk: chunk.max(PREFILL_GRAIN), ..Pace::default() }
     }
 
     /// From here on prompts get half as much at once; false if that is too little.
     pub(super) fn halve(&mut self) -> bool {
-        let halved = (self.chunk / 2).max(PREFILL_MIN);
+        let halved = (self.chunk / 2).max(PREFILL_GRAIN);
         std::mem::replace(&mut self.chunk, halved) > halved
     }
 
@@ -83,13 +83,11 @@ impl Pace {
         match (self.usual(), self.prompt_token) {
             (None, _) => 0,
             _ if self.shared_steps >= most_steps => 0,
-            // How long one takes is not known yet; some machines need as long as for an answer's.
-            (Some(_), None) => 1,
+            // The time of one is not known yet, and a grain is the least that can be computed.
+            (Some(_), None) => PREFILL_GRAIN,
             (Some(usual), Some(token)) => {
                 let tokens = (self.stretch() - 1.0) * usual / token.max(1e-9);
-                // Even one by one, if a machine needs so long for a few: a stream that stalls is
-                // worse than a prompt that takes its time.
-                (tokens as usize).min(GROWTH * self.measured_share).clamp(1, self.chunk)
+                (tokens as usize).min(GROWTH * self.measured_share).clamp(PREFILL_GRAIN, self.chunk)
             }
         }
     }
@@ -168,47 +166,55 @@ mod tests {
     /// A little less than a millisecond, so that nothing depends on how a quotient is rounded.
     const TOKEN: Duration = Duration::from_micros(950);
 
-    /// Answers alone take 10 ms, and each prompt token [`TOKEN`] more.
+    /// Answers alone take 40 ms, and each prompt token [`TOKEN`] more.
     fn steady() -> Pace {
         let mut pace = Pace::new(CHUNK);
-        pace.measured(1, 0, 10 * MS);
+        pace.measured(1, 0, 40 * MS);
         for _ in 0..8 {
             let tokens = pace.prompt_tokens(1);
-            pace.measured(1, tokens, 10 * MS + tokens as u32 * TOKEN);
+            pace.measured(1, tokens, with_prompt(tokens));
         }
         pace
     }
 
+    /// The time of a step that shares 40 ms of answers with so many prompt tokens.
+    fn with_prompt(tokens: usize) -> Duration {
+        40 * MS + tokens as u32 * TOKEN
+    }
+
+    /// 0.75 × 40 ms at 0.95 ms a token.
+    const STEADY: usize = 31;
+
     #[test]
     fn shared_steps_stay_within_the_stretch() {
         assert_eq!(Pace::new(CHUNK).prompt_tokens(1), 0, "the usual time comes first");
-        assert_eq!(steady().prompt_tokens(1), 7, "0.75 × 10 ms at 0.95 ms a token");
+        assert_eq!(steady().prompt_tokens(1), STEADY);
     }
 
     #[test]
-    fn the_first_shared_step_has_a_single_token() {
+    fn the_first_shared_step_has_a_single_grain() {
         let mut pace = Pace::new(CHUNK);
-        pace.measured(1, 0, 10 * MS);
-        assert_eq!(pace.prompt_tokens(1), 1, "more might take any time");
+        pace.measured(1, 0, 40 * MS);
+        assert_eq!(pace.prompt_tokens(1), PREFILL_GRAIN, "more might take any time");
     }
 
     #[test]
-    fn a_prompt_is_computed_by_the_token_where_a_few_take_too_long() {
+    fn a_prompt_is_computed_grain_by_grain_where_a_few_tokens_take_too_long() {
         let mut pace = Pace::new(CHUNK);
         pace.measured(1, 0, 4 * MS);
-        assert_eq!(pace.prompt_tokens(1), 1);
-        pace.measured(1, 1, 20 * MS);
-        assert_eq!(pace.prompt_tokens(1), 1);
+        assert_eq!(pace.prompt_tokens(1), PREFILL_GRAIN);
+        pace.measured(1, PREFILL_GRAIN, 20 * MS);
+        assert_eq!(pace.prompt_tokens(1), PREFILL_GRAIN);
     }
 
     #[test]
     fn the_share_grows_step_by_step_and_is_soon_large() {
         let mut pace = Pace::new(CHUNK);
         pace.measured(1, 0, 100 * MS);
-        for expected in [1, 2, 4, 8, 16, 32, 64] {
+        for expected in [8, 16, 32, 64] {
             let tokens = pace.prompt_tokens(1);
             assert_eq!(tokens, expected);
-            // What any shared step costs weighs less the more tokens there are.
+            // The fixed cost of a shared step weighs less the more tokens there are.
             pace.measured(1, tokens, 110 * MS + tokens as u32 * MS / 10);
         }
     }
@@ -216,55 +222,55 @@ mod tests {
     #[test]
     fn the_usual_time_is_measured_again() {
         let mut pace = steady();
-        (8..REMEASURE).for_each(|_| pace.measured(1, 7, 10 * MS + 7 * TOKEN));
+        (8..REMEASURE).for_each(|_| pace.measured(1, STEADY, with_prompt(STEADY)));
         assert_eq!(pace.prompt_tokens(1), 0);
-        pace.measured(1, 0, 10 * MS);
-        assert_eq!(pace.prompt_tokens(1), 7);
+        pace.measured(1, 0, 40 * MS);
+        assert_eq!(pace.prompt_tokens(1), STEADY);
     }
 
     #[test]
     fn a_step_that_was_held_up_is_not_the_usual_one() {
         let mut pace = steady();
         pace.measured(1, 0, 250 * MS);
-        assert_eq!(pace.prompt_tokens(1), 7);
+        assert_eq!(pace.prompt_tokens(1), STEADY);
     }
 
     #[test]
     fn after_a_bad_moment_there_is_room_for_another() {
         let mut pace = steady();
         // Twice as long as planned.
-        pace.measured(1, 7, 2 * (10 * MS + 7 * TOKEN));
+        pace.measured(1, STEADY, 2 * with_prompt(STEADY));
         for _ in 0..100 {
             let tokens = pace.prompt_tokens(1);
-            pace.measured(1, tokens, 10 * MS + tokens as u32 * TOKEN);
+            pace.measured(1, tokens, with_prompt(tokens));
             if tokens == 0 {
-                pace.measured(1, 0, 10 * MS);
+                pace.measured(1, 0, 40 * MS);
             }
         }
-        assert_eq!(pace.prompt_tokens(1), 5, "3 / 2 - 1 = 0.5 × 10 ms at 0.95 ms a token");
+        assert_eq!(pace.prompt_tokens(1), 21, "3 / 2 - 1 = 0.5 × 40 ms at 0.95 ms a token");
         // It is forgotten in the end.
         pace.overrun *= FORGET.powi(3000);
-        assert_eq!(pace.prompt_tokens(1), 7);
+        assert_eq!(pace.prompt_tokens(1), STEADY);
     }
 
     #[test]
     fn another_number_of_answers_is_measured_soon() {
         let mut pace = steady();
-        pace.measured(1, 0, 10 * MS);
+        pace.measured(1, 0, 40 * MS);
         (0..RECOUNT).for_each(|_| {
             assert!(pace.prompt_tokens(9) > 0);
-            pace.measured(9, 7, 50 * MS);
+            pace.measured(9, STEADY, 90 * MS);
         });
         assert_eq!(pace.prompt_tokens(9), 0);
-        pace.measured(9, 0, 41 * MS);
-        assert_eq!(pace.prompt_tokens(9), 14, "growing to 0.75 × 41 ms at 0.95 ms a token");
+        pace.measured(9, 0, 60 * MS);
+        assert_eq!(pace.prompt_tokens(9), 47, "0.75 × 60 ms at 0.95 ms a token");
     }
 
     #[test]
     fn the_end_of_a_prompt_says_nothing_about_the_price_of_a_token() {
         let mut pace = steady();
-        assert_eq!(pace.prompt_tokens(1), 7);
-        pace.measured(1, 1, 18 * MS);
-        assert_eq!(pace.prompt_tokens(1), 7);
+        assert_eq!(pace.prompt_tokens(1), STEADY);
+        pace.measured(1, 1, 58 * MS);
+        assert_eq!(pace.prompt_tokens(1), STEADY);
     }
 }

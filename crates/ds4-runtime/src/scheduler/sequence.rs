@@ -1,25 +1,30 @@
 //! A running request: its session, what it has still to compute, and what its client has still
 //! to take.
 
-use std::{collections::VecDeque, time::Instant};
+use std::time::Instant;
 
-use ds4_engine::{Backend, Engine, Logits, LogitsWanted, TokenId, Work, sampling::Sampler};
+use ds4_engine::{Engine, MAX_REWIND, Phase, StepOutput, TokenId, Wanted, Work, sampling::Sampler};
 use ds4_model::tokenizer::Tokenizer;
 
 use super::{
     answer::{Answer, Growth},
     outbox::Outbox,
-    pool::{LiveSession, Start},
+    prefix_cache::{LiveSession, Start},
     queue::Submitted,
 };
 use crate::request::{self, Event, Failure};
 
+/// Prompts are cut at multiples of so many tokens, counted from their start.
+pub(super) const PREFILL_GRAIN: usize = 8;
+
 /// A request whose turn it is.
-pub(super) struct Sequence<B: Backend> {
-    pub(super) live: LiveSession<B>,
+pub(super) struct Sequence {
+    pub(super) live: LiveSession,
     pub(super) request: Request,
     /// How many of the request's pending tokens the step under way computes.
-    slice: usize,
+    chunk: usize,
+    /// Results that this step returns.
+    wanted: Vec<Wanted>,
 }
 
 /// What there is of a request besides its session.
@@ -27,12 +32,12 @@ pub(super) struct Request {
     pub(super) outbox: Outbox,
     pub(super) since: Instant,
     pub(super) deadline: Option<Instant>,
-    /// Tokens to compute next: the rest of the prompt, later the newest tokens of the answer.
+    /// Tokens to compute next: the rest of the prompt, and then tokens of the answer.
     pending: Vec<TokenId>,
-    /// Prompt tokens left, counting from the end of `pending`.
-    prompt_left: usize,
-    /// Lengths of the session at which to make a checkpoint, ascending.
-    marks: VecDeque<usize>,
+    /// Tokens of the prompt.
+    prompt: usize,
+    /// Positions in the prompt at which to make a checkpoint, ascending.
+    checkpoints: Vec<usize>,
     answer: Answer,
     /// Tokens that the session may hold.
     context: usize,
@@ -46,8 +51,8 @@ impl Request {
 }
 
 /// What a step of the engine needs of a sequence, and what can be done meanwhile.
-pub(super) struct Parts<'a, B: Backend> {
-    pub(super) work: Work<'a, B>,
+pub(super) struct Parts<'a> {
+    pub(super) work: Work<'a>,
     pub(super) outbox: &'a mut Outbox,
     pub(super) answer: &'a mut Answer,
 }
@@ -61,11 +66,11 @@ pub(super) enum Outcome {
     Ended(Event),
 }
 
-impl<B: Backend> Sequence<B> {
-    /// Begins a request on a session that stands for the first tokens of its prompt.
+impl Sequence {
+    /// Begins a request on a session that holds the first tokens of its prompt.
     pub(super) fn new(
         submitted: Submitted,
-        start: Start<B>,
+        start: Start,
         context: usize,
         tokenizer: &Tokenizer,
     ) -> Self {
@@ -80,20 +85,16 @@ impl<B: Backend> Sequence<B> {
             deadline,
             ..
         } = request;
-        let kept = start.live.session.len();
-        let shift = |at: usize| (at + kept).checked_sub(start.covered);
-        let marks = checkpoint_places(&prompt, tokenizer);
-        let marks = marks.into_iter().filter_map(shift).filter(|at| *at > kept).collect();
-        let pending = prompt[start.covered..].to_vec();
+        let cached = start.live.session.len();
         let mut outbox = Outbox::new(events);
-        outbox.push(Event::Started { cached: start.covered });
+        outbox.push(Event::Started { cached });
         let request = Request {
             outbox,
             since,
             deadline,
-            prompt_left: pending.len(),
-            pending,
-            marks,
+            pending: prompt[cached..].to_vec(),
+            prompt: prompt.len(),
+            checkpoints: checkpoint_positions(&prompt, tokenizer),
             answer: Answer {
                 grammar,
                 ahead: None,
@@ -106,68 +107,88 @@ impl<B: Backend> Sequence<B> {
         Sequence::resume(request, start.live)
     }
 
-    /// Gives the session up; all its tokens are to be computed again.
-    pub(super) fn set_aside(self) -> Request {
+    /// Gives the session up. All its tokens are to be computed again, each in the phase in which
+    /// it was computed before.
+    pub(super) fn preempt(self) -> Request {
         let mut request = self.request;
         request.pending.splice(..0, self.live.session.tokens().iter().copied());
-        request.prompt_left = request.pending.len();
         request
     }
 
-    /// Goes on with a request on a session that holds nothing but what is not pending any more.
-    pub(super) fn resume(request: Request, live: LiveSession<B>) -> Self {
-        Sequence { live, request, slice: 0 }
+    /// Goes on with a request on a session that holds all tokens that are not pending.
+    pub(super) fn resume(request: Request, live: LiveSession) -> Self {
+        Sequence { live, request, chunk: 0, wanted: Vec::new() }
     }
 
     /// Tokens of the prompt that are not computed yet.
     pub(super) fn prompt_left(&self) -> usize {
-        self.request.prompt_left
+        self.request.prompt.saturating_sub(self.live.session.len())
     }
 
-    /// Chooses what the next step computes of the prompt: at most `tokens`.
+    /// Tokens that the session may hold in the end, with an answer of `answer` tokens or what is
+    /// left of it.
+    pub(super) fn expected_tokens(&self, answer: usize) -> usize {
+        let request = &self.request;
+        let answer = answer.min(request.answer.tokens_left);
+        (self.live.session.len() + request.pending.len() + answer).min(request.context)
+    }
+
+    /// Chooses the chunk of the prompt that the next step computes: about `tokens`, up to the end of
+    /// a grain or to a checkpoint. Returns its tokens.
     pub(super) fn plan_prompt(&mut self, tokens: usize) -> usize {
-        let to_mark =
-            self.request.marks.front().map_or(usize::MAX, |mark| mark - self.live.session.len());
-        self.slice = tokens.min(self.request.pending.len()).min(to_mark);
-        self.slice
+        let start = self.live.session.len();
+        let grains = (start + tokens) / PREFILL_GRAIN;
+        let end = grains.max(start / PREFILL_GRAIN + 1) * PREFILL_GRAIN;
+        let checkpoint = self.request.checkpoints.iter().find(|at| **at > start);
+        let end = end.min(self.request.prompt).min(checkpoint.copied().unwrap_or(usize::MAX));
+        self.plan(end - start)
     }
 
-    /// Chooses what the next step computes of the answer: all that is there.
-    pub(super) fn plan_answer(&mut self) {
-        self.slice = self.request.pending.len();
+    /// Chooses the tokens of the answer that the next step computes: all that can be decoded at
+    /// once. Returns how many.
+    pub(super) fn plan_answer(&mut self) -> usize {
+        self.plan(self.request.pending.len().min(MAX_REWIND))
+    }
+
+    fn plan(&mut self, chunk: usize) -> usize {
+        self.chunk = chunk;
+        self.wanted.clear();
+        if chunk == self.request.pending.len() {
+            self.wanted.push(self.request.answer.wanted());
+        }
+        chunk
     }
 
     /// The planned work, and the rest.
-    pub(super) fn parts(&mut self) -> Parts<'_, B> {
-        let last = self.slice == self.request.pending.len();
-        let logits = if last { self.request.answer.wanted() } else { LogitsWanted::None };
-        let (session, tokens) = (&mut self.live.session, &self.request.pending[..self.slice]);
-        let work = Work { session, tokens, logits };
+    pub(super) fn parts(&mut self) -> Parts<'_> {
+        let phase = if self.prompt_left() > 0 { Phase::Prefill } else { Phase::Decode };
+        let (session, tokens) = (&mut self.live.session, &self.request.pending[..self.chunk]);
+        let work = Work { session, tokens, phase, wanted: &self.wanted };
         Parts { work, outbox: &mut self.request.outbox, answer: &mut self.request.answer }
     }
 
     /// The planned work is done.
-    pub(super) fn stepped(&mut self, engine: &Engine<B>) {
-        self.request.pending.drain(..self.slice);
-        let left = self.request.prompt_left.min(self.request.pending.len());
-        if left < std::mem::replace(&mut self.request.prompt_left, left) {
-            self.request.outbox.hold(Event::Prefill { left });
-        }
-        self.slice = 0;
-        if self.request.marks.front() == Some(&self.live.session.len()) {
-            self.request.marks.pop_front();
-            self.live.mark(engine);
+    pub(super) fn stepped(&mut self, engine: &Engine) {
+        self.request.pending.drain(..self.chunk);
+        self.chunk = 0;
+        let position = self.live.session.len();
+        if position <= self.request.prompt {
+            self.live.note_prompt();
+            self.request.outbox.hold(Event::Prefill { left: self.prompt_left() });
+            if self.request.checkpoints.contains(&position) {
+                self.live.checkpoint(engine);
+            }
         }
     }
 
     /// Adds to the answer, if the step said what comes next.
-    pub(super) fn extend(&mut self, tokenizer: &Tokenizer, logits: &Logits) -> Outcome {
-        if logits.is_empty() {
+    pub(super) fn extend(&mut self, tokenizer: &Tokenizer, output: &StepOutput) -> Outcome {
+        if output.is_empty() {
             return Outcome::Running;
         }
         let grown = self.request.answer.grow(&mut Growth {
             tokenizer,
-            logits,
+            output,
             most: self.request.context - self.live.session.len(),
             pending: &mut self.request.pending,
             outbox: &mut self.request.outbox,
@@ -180,15 +201,16 @@ impl<B: Backend> Sequence<B> {
     }
 }
 
-/// Where checkpoints pay: the end of the system text and tools, which other conversations share;
-/// the beginning of the last user turn, which may be edited; and the place before the last token,
-/// since a later prompt without tools begins this turn without its reasoning.
-fn checkpoint_places(prompt: &[TokenId], tokenizer: &Tokenizer) -> Vec<usize> {
+/// Positions at which checkpoints pay: the end of the system text and tools, which other
+/// conversations share; the beginning of the last user turn, which may be edited; and the place
+/// before the last token, since a later prompt without tools begins this turn without its
+/// reasoning.
+fn checkpoint_positions(prompt: &[TokenId], tokenizer: &Tokenizer) -> Vec<usize> {
     let user = tokenizer.special().user;
     let first = prompt.iter().position(|token| *token == user);
     let last = prompt.iter().rposition(|token| *token == user);
-    let mut places: Vec<usize> = first.into_iter().chain(last).collect();
-    places.push(prompt.len() - 1);
-    places.dedup();
-    places
+    let mut positions: Vec<usize> = first.into_iter().chain(last).collect();
+    positions.push(prompt.len() - 1);
+    positions.dedup();
+    positions
 }

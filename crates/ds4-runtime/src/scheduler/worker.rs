@@ -9,19 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ds4_engine::{Backend, BackendError, Engine, Logits, StepError};
+use ds4_engine::{BackendError, Engine, MAX_REWIND, StepError, StepOutput};
 use ds4_model::tokenizer::Tokenizer;
 use rayon::prelude::*;
 
 use super::{
     outbox::Outbox,
     pace::Pace,
-    pool::{LiveSession, Pool},
+    prefix_cache::{LiveSession, PrefixCache},
     queue::{Queue, Submitted},
     sequence::{Outcome, Request, Sequence},
 };
 use crate::{
-    limits::{Limits, SessionBytes},
+    limits::Limits,
     load::Load,
     observer::Observer,
     request::{Event, Failure},
@@ -48,20 +48,19 @@ pub(crate) enum Message {
     Close(Instant),
 }
 
-pub(crate) struct Worker<B: Backend> {
-    engine: Engine<B>,
+pub(crate) struct Worker {
+    engine: Engine,
     tokenizer: Arc<Tokenizer>,
     limits: Limits,
-    session_bytes: SessionBytes,
     observer: Box<dyn Observer>,
     load: Arc<Load>,
     messages: Receiver<Message>,
     queue: Queue,
-    pool: Pool<B>,
+    prefix_cache: PrefixCache,
     /// In the order in which they came.
-    running: Vec<Sequence<B>>,
+    running: Vec<Sequence>,
     /// Running requests that gave their memory to older ones, in the same order.
-    aside: Vec<Request>,
+    preempted: Vec<Request>,
     /// Bytes that were in use when the device had no more, though the limit is higher.
     found_bytes: Option<u64>,
     /// Ended requests whose clients have not taken all yet.
@@ -70,29 +69,30 @@ pub(crate) struct Worker<B: Backend> {
     closing: Option<Instant>,
 }
 
-impl<B: Backend> Worker<B> {
+impl Worker {
     pub(crate) fn new(
-        engine: Engine<B>,
+        engine: Engine,
         tokenizer: Arc<Tokenizer>,
         limits: Limits,
-        session_bytes: SessionBytes,
         observer: Box<dyn Observer>,
         load: Arc<Load>,
         messages: Receiver<Message>,
     ) -> Self {
+        // A device that can't be asked says so at the first step.
+        let report = engine.backend().memory(limits.context).ok();
+        let left = report.and_then(|report| report.left).unwrap_or(u64::MAX);
         Worker {
             engine,
             tokenizer,
             pace: Pace::new(limits.prefill_chunk),
-            limits,
-            session_bytes,
+            limits: Limits { kv_bytes: limits.kv_bytes.min(left), ..limits },
             observer,
             load,
             messages,
             queue: Queue::default(),
-            pool: Pool::new(),
+            prefix_cache: PrefixCache::default(),
             running: Vec::new(),
-            aside: Vec::new(),
+            preempted: Vec::new(),
             found_bytes: None,
             leaving: Vec::new(),
             closing: None,
@@ -103,6 +103,8 @@ impl<B: Backend> Worker<B> {
     pub(crate) fn run(mut self) {
         while self.receive() {
             self.part_with_clients();
+            // Before, since a request that ended may have left more than there is memory for.
+            self.make_room();
             self.admit();
             self.make_room();
             if !self.step() && !self.running.is_empty() {
@@ -115,7 +117,7 @@ impl<B: Backend> Worker<B> {
     fn receive(&mut self) -> bool {
         loop {
             let busy = !self.running.is_empty()
-                || !self.aside.is_empty()
+                || !self.preempted.is_empty()
                 || !self.leaving.is_empty()
                 || self.queue.len() > 0;
             if self.closing.is_some() && !busy {
@@ -170,9 +172,9 @@ impl<B: Backend> Worker<B> {
                 self.end_and_keep(sequence, end);
             }
         }
-        for index in (0..self.aside.len()).rev() {
-            if let Some(end) = due_end(&mut self.aside[index], now, stall, closing) {
-                let request = self.aside.remove(index);
+        for index in (0..self.preempted.len()).rev() {
+            if let Some(end) = due_end(&mut self.preempted[index], now, stall, closing) {
+                let request = self.preempted.remove(index);
                 self.end(request, end);
             }
         }
@@ -182,31 +184,35 @@ impl<B: Backend> Worker<B> {
         });
     }
 
-    /// Goes on with requests that were set aside, and then begins waiting ones, as long as there
-    /// is a place and memory for them.
+    /// Goes on with preempted requests, and then begins waiting ones, as long as there is a place
+    /// and memory for them.
     fn admit(&mut self) {
-        while let Some(next) = self.aside.first() {
-            if !self.has_room((self.session_bytes)(next.pending() + USUAL_ANSWER)) {
+        while let Some(next) = self.preempted.first() {
+            let tokens = next.pending() + USUAL_ANSWER;
+            if !self.has_room(self.session_bytes(tokens)) {
                 break;
             }
-            let request = self.aside.remove(0);
-            if !self.resume(request) {
+            let request = self.preempted.remove(0);
+            if !self.resume(request, tokens) {
                 break;
             }
         }
-        while self.aside.is_empty() && self.running.len() < self.limits.running {
+        while self.preempted.is_empty() && self.running.len() < self.limits.running {
             let Some(next) = self.queue.peek() else { break };
             let tokens = next.request.prompt.len() + next.request.max_tokens.min(USUAL_ANSWER);
-            let needed = (self.session_bytes)(tokens);
-            if !self.has_room(needed) {
+            if !self.has_room(self.session_bytes(tokens)) {
                 break;
             }
-            let reserved = self.running_bytes() + needed;
-            if !self.queue.pop().is_some_and(|request| self.begin(request, reserved)) {
+            if !self.queue.pop().is_some_and(|request| self.begin(request, tokens)) {
                 break;
             }
         }
         self.publish_load();
+    }
+
+    /// Bytes that a session with capacity for `tokens` tokens takes on the device.
+    fn session_bytes(&self, tokens: usize) -> u64 {
+        self.engine.backend().session_bytes(tokens.min(self.limits.context))
     }
 
     /// Whether a request that needs so much may run with the others; one alone always may.
@@ -224,31 +230,36 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Puts a request among the running ones.
-    fn run_sequence(&mut self, sequence: Sequence<B>) {
+    fn run_sequence(&mut self, sequence: Sequence) {
         let place =
             self.running.partition_point(|other| other.request.since <= sequence.request.since);
         self.running.insert(place, sequence);
     }
 
     /// Bytes that a running request may come to need soon.
-    fn reserved_bytes(&self, sequence: &Sequence<B>) -> u64 {
-        let tokens = sequence.live.session.len() + sequence.prompt_left() + USUAL_ANSWER;
-        (self.session_bytes)(tokens.min(self.limits.context))
-            + sequence.live.checkpoint_bytes() as u64
+    fn reserved_bytes(&self, sequence: &Sequence) -> u64 {
+        let tokens = sequence.expected_tokens(USUAL_ANSWER);
+        let live = &sequence.live;
+        live.session.bytes().max(self.session_bytes(tokens)) + live.checkpoint_bytes()
     }
 
-    /// Begins a request; false if it has to wait.
-    fn begin(&mut self, request: Submitted, reserved: u64) -> bool {
+    /// Begins a request with capacity for `tokens` tokens; false if it has to wait.
+    fn begin(&mut self, request: Submitted, tokens: usize) -> bool {
         let start = self.with_room(|worker| {
-            let room = worker.pool.bytes() as u64 + reserved <= worker.kv_bytes();
+            let needed = worker.running_bytes() + worker.session_bytes(tokens);
+            let room = worker.prefix_cache.bytes() + needed <= worker.kv_bytes();
             let running: Vec<_> = worker.running.iter().map(|sequence| &sequence.live).collect();
-            let (engine, tokenizer) = (&worker.engine, &*worker.tokenizer);
-            worker.pool.start(engine, tokenizer, &request.request.prompt, &running, room)
+            let engine = &worker.engine;
+            let cache = &mut worker.prefix_cache;
+            let mut start = cache.start(engine, &request.request.prompt, &running, room)?;
+            engine.reserve(&mut start.live.session, tokens.min(worker.limits.context))?;
+            Ok(start)
         });
         match start {
             Ok(start) => {
                 self.load.waiting.fetch_sub(1, Ordering::Relaxed);
-                self.observer.prompt(request.request.prompt.len(), start.covered, start.source);
+                let (prompt, cached) = (request.request.prompt.len(), start.live.session.len());
+                self.observer.prompt(prompt, cached, start.source);
                 self.observer.queued(request.since.elapsed());
                 let context = self.limits.context;
                 let sequence = Sequence::new(request, start, context, &self.tokenizer);
@@ -266,9 +277,15 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Goes on with a request that was set aside; false if it has to wait longer.
-    fn resume(&mut self, request: Request) -> bool {
-        match self.with_room(|worker| LiveSession::empty(&worker.engine)) {
+    /// Goes on with a preempted request, with capacity for `tokens` tokens; false if it has to
+    /// wait longer.
+    fn resume(&mut self, request: Request, tokens: usize) -> bool {
+        let live = self.with_room(|worker| {
+            let mut live = LiveSession::empty(&worker.engine)?;
+            worker.engine.reserve(&mut live.session, tokens.min(worker.limits.context))?;
+            Ok(live)
+        });
+        match live {
             Ok(live) => {
                 self.run_sequence(Sequence::resume(request, live));
                 true
@@ -278,7 +295,7 @@ impl<B: Backend> Worker<B> {
                 true
             }
             Err(None) => {
-                self.aside.insert(0, request);
+                self.preempted.insert(0, request);
                 false
             }
         }
@@ -307,8 +324,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Drops idle sessions, and if that is not enough sets the newest requests aside, until what
-    /// is used fits into memory. The oldest request always goes on.
+    /// Drops idle sessions, and if that is not enough preempts the newest requests, until the next
+    /// step fits into memory. The oldest request always goes on.
     fn make_room(&mut self) {
         while self.used_bytes() > self.kv_bytes() {
             if self.evict() {
@@ -317,19 +334,22 @@ impl<B: Backend> Worker<B> {
             if self.running.len() < 2 {
                 break;
             }
-            self.set_aside(self.running.len() - 1);
+            self.preempt(self.running.len() - 1);
         }
     }
 
-    /// Bytes of KV state that there are.
+    /// Bytes of KV state that there are, and that the next step adds.
     fn used_bytes(&self) -> u64 {
-        let running: usize = self.running.iter().map(|s| s.live.bytes(&self.engine)).sum();
-        (running + self.pool.bytes()) as u64
+        let next = |s: &Sequence| {
+            let grown = self.session_bytes(s.live.session.len() + MAX_REWIND);
+            s.live.session.bytes().max(grown) + s.live.checkpoint_bytes()
+        };
+        self.running.iter().map(next).sum::<u64>() + self.prefix_cache.bytes()
     }
 
-    /// Drops the longest unused session, if there is one.
+    /// Drops the least recently used session, if there is one.
     fn evict(&mut self) -> bool {
-        let evicted = self.pool.evict();
+        let evicted = self.prefix_cache.evict();
         if evicted {
             self.observer.evicted();
         }
@@ -348,12 +368,12 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Takes a request's memory away; its tokens are computed again when there is room.
-    fn set_aside(&mut self, index: usize) {
-        self.observer.set_aside();
-        let mut request = self.running.remove(index).set_aside();
+    fn preempt(&mut self, index: usize) {
+        self.observer.preempted();
+        let mut request = self.running.remove(index).preempt();
         request.outbox.flush();
-        let place = self.aside.partition_point(|other| other.since <= request.since);
-        self.aside.insert(place, request);
+        let place = self.preempted.partition_point(|other| other.since <= request.since);
+        self.preempted.insert(place, request);
     }
 
     /// One step of the engine; false if there was nothing to compute.
@@ -367,7 +387,7 @@ impl<B: Backend> Worker<B> {
         self.pace.measured(planned.answers, planned.prompt_tokens, time);
         self.observer.step(planned.answers, planned.prompt_tokens, time);
         match result {
-            Ok(logits) => self.take_in(&planned.indices, &logits),
+            Ok(outputs) => self.take_in(&planned.indices, &outputs),
             Err(error) => self.failed(&planned.indices, error),
         }
         true
@@ -375,7 +395,7 @@ impl<B: Backend> Worker<B> {
 
     /// Runs the engine. Meanwhile other threads tell clients of the last step's tokens, and find
     /// out what may come next in answers that have rules.
-    fn compute(&mut self, indices: &[usize]) -> (Result<Vec<Logits>, StepError>, Duration) {
+    fn compute(&mut self, indices: &[usize]) -> (Result<Vec<StepOutput>, StepError>, Duration) {
         let engine = &self.engine;
         let (mut work, mut outboxes) = (Vec::with_capacity(indices.len()), Vec::new());
         rayon::in_place_scope(|scope| {
@@ -399,7 +419,7 @@ impl<B: Backend> Worker<B> {
     /// for the shortest, so that short ones need not wait for long ones nor long ones forever.
     fn plan(&mut self) -> Plan {
         let mut plan = Plan::default();
-        let mut prompts = Vec::new();
+        let (mut prompts, mut answer_rows) = (Vec::new(), 0);
         for (index, sequence) in self.running.iter_mut().enumerate() {
             if sequence.request.outbox.held_since().is_some() {
                 continue;
@@ -407,12 +427,14 @@ impl<B: Backend> Worker<B> {
             if sequence.prompt_left() > 0 {
                 prompts.push(index);
             } else {
-                sequence.plan_answer();
+                answer_rows += sequence.plan_answer();
                 plan.answers += 1;
                 plan.indices.push(index);
             }
         }
-        let mut budget = self.pace.prompt_tokens(plan.answers);
+        // Activations are there for a chunk of rows in all.
+        let most = self.limits.prefill_chunk.saturating_sub(answer_rows);
+        let mut budget = self.pace.prompt_tokens(plan.answers).min(most);
         if let [oldest, _, ..] = prompts[..] {
             self.plan_prompt(oldest, budget.div_ceil(2), &mut budget, &mut plan);
             prompts.remove(0);
@@ -426,24 +448,25 @@ impl<B: Backend> Worker<B> {
     }
 
     fn plan_prompt(&mut self, index: usize, share: usize, budget: &mut usize, plan: &mut Plan) {
-        let tokens = self.running[index].plan_prompt(share);
-        if tokens > 0 {
-            *budget -= tokens;
-            plan.prompt_tokens += tokens;
-            plan.indices.push(index);
+        if share.min(*budget) == 0 {
+            return;
         }
+        let tokens = self.running[index].plan_prompt(share);
+        *budget = budget.saturating_sub(tokens);
+        plan.prompt_tokens += tokens;
+        plan.indices.push(index);
     }
 
     /// Adds a token to each answer that has new logits.
-    fn take_in(&mut self, indices: &[usize], logits: &[Logits]) {
+    fn take_in(&mut self, indices: &[usize], outputs: &[StepOutput]) {
         let (engine, tokenizer) = (&self.engine, &*self.tokenizer);
         let running = self.running.iter_mut().enumerate();
         let stepped = running.filter(|(index, _)| indices.binary_search(index).is_ok());
-        let mut stepped: Vec<_> = stepped.map(|(_, sequence)| sequence).zip(logits).collect();
+        let mut stepped: Vec<_> = stepped.map(|(_, sequence)| sequence).zip(outputs).collect();
         stepped.iter_mut().for_each(|(sequence, _)| sequence.stepped(engine));
         let extend =
-            |(sequence, logits): (&mut Sequence<B>, &Logits)| sequence.extend(tokenizer, logits);
-        let size: usize = logits.iter().map(|logits| logits.data.len()).sum();
+            |(sequence, output): (&mut Sequence, &StepOutput)| sequence.extend(tokenizer, output);
+        let size: usize = outputs.iter().flat_map(StepOutput::logits).map(<[f32]>::len).sum();
         let outcomes: Vec<_> = if size >= WORTH_SHARING {
             stepped.into_par_iter().map(extend).collect()
         } else {
@@ -466,7 +489,7 @@ impl<B: Backend> Worker<B> {
                     return;
                 }
                 if self.running.len() > 1 {
-                    self.set_aside(self.running.len() - 1);
+                    self.preempt(self.running.len() - 1);
                 } else {
                     self.fail(&indices[work..=work], &Failure::Memory(reason));
                 }
@@ -479,7 +502,7 @@ impl<B: Backend> Worker<B> {
                     return self.fail(indices, &Failure::Memory(reason));
                 }
                 // What the step's sessions hold is incomplete.
-                indices.iter().rev().for_each(|index| self.set_aside(*index));
+                indices.iter().rev().for_each(|index| self.preempt(*index));
             }
             StepError::Backend(error) => self.give_up(&error),
             error => self.fail(indices, &Failure::Engine(error.to_string())),
@@ -501,7 +524,7 @@ impl<B: Backend> Worker<B> {
         self.load.set_fatal(error.to_string());
         let failure = Failure::Fatal(error.to_string());
         let running = self.running.drain(..).map(|sequence| sequence.request);
-        for request in running.chain(self.aside.drain(..)).collect::<Vec<_>>() {
+        for request in running.chain(self.preempted.drain(..)).collect::<Vec<_>>() {
             self.end(request, Some(Event::Failed(failure.clone())));
         }
         for request in self.queue.remove(|_| true) {
@@ -511,9 +534,9 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Ends a request and keeps its session; without an event its client is gone.
-    fn end_and_keep(&mut self, sequence: Sequence<B>, event: Option<Event>) {
+    fn end_and_keep(&mut self, sequence: Sequence, event: Option<Event>) {
         self.end(sequence.request, event);
-        self.pool.keep(&self.engine, sequence.live);
+        self.prefix_cache.keep(sequence.live);
     }
 
     /// Ends a request; without an event its client is gone.
@@ -548,9 +571,9 @@ impl<B: Backend> Worker<B> {
     }
 
     fn publish_load(&self) {
-        let running = self.running.len() + self.aside.len();
+        let running = self.running.len() + self.preempted.len();
         self.load.running.store(running, Ordering::Relaxed);
-        let (idle, bytes) = (self.pool.len(), self.pool.bytes());
+        let (idle, bytes) = (self.prefix_cache.len(), self.prefix_cache.bytes());
         self.observer.sessions(running, idle, self.queue.len(), bytes);
     }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ds4_cpu::{CpuBackend, Kernels};
-use ds4_engine::{Backend, Engine, rows::CacheRounding};
+use ds4_engine::{Engine, rows::CacheRounding};
 use ds4_model::{Model, profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
 use ds4_runtime::Limits;
 use ds4_server::{HttpLimits, Monitor, ServeError, Server, ServerConfig};
@@ -117,15 +117,11 @@ impl Running {
         (Running::start_with(Engine::new(backend), tokenizer, config), work)
     }
 
-    fn start<B: Backend + 'static>(engine: Engine<B>, config: ServerConfig) -> Running {
+    fn start(engine: Engine, config: ServerConfig) -> Running {
         Running::start_with(engine, tokenizer(), config)
     }
 
-    fn start_with<B: Backend + 'static>(
-        engine: Engine<B>,
-        tokenizer: Arc<Tokenizer>,
-        config: ServerConfig,
-    ) -> Running {
+    fn start_with(engine: Engine, tokenizer: Arc<Tokenizer>, config: ServerConfig) -> Running {
         let server = bind(engine, tokenizer, config);
         let (address, monitor) = (server.address().unwrap(), server.monitor());
         let (stop, stopped) = oneshot::channel();
@@ -176,15 +172,10 @@ pub fn wait_until(what: &str, test: impl Fn() -> bool) -> Duration {
     begun.elapsed()
 }
 
-fn bind<B: Backend + 'static>(
-    engine: Engine<B>,
-    tokenizer: Arc<Tokenizer>,
-    config: ServerConfig,
-) -> Server {
+fn bind(engine: Engine, tokenizer: Arc<Tokenizer>, config: ServerConfig) -> Server {
     let encoder = PromptEncoder::new(tokenizer, Profile::Preview);
-    let session_bytes = Box::new(|tokens| tokens as u64 * 4096);
     let address = "127.0.0.1:0".parse().unwrap();
-    Server::bind(address, engine, encoder, session_bytes, config).unwrap()
+    Server::bind(address, engine, encoder, config).unwrap()
 }
 
 impl Drop for Running {

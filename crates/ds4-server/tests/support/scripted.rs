@@ -4,6 +4,7 @@
 //! script, however it was split into tokens; after the script, or off it, the turn ends.
 
 use std::{
+    ops::Range,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +14,11 @@ use std::{
 
 use ds4_engine::{
     Backend, BackendError, TokenId,
-    backend::{Batch, Frontier, HeadOutput, LayerFrontier, LayerRows, StageResult, Sublayer},
+    backend::{
+        self, Batch, Forward, HeadOutput, MemoryReport, SavedFrontier, StageResult, own_cache,
+        own_frontier,
+    },
+    layout::{Frontier, Plane, StateLayout},
     rows::CacheRounding,
 };
 use ds4_model::{Model, config::Config, tokenizer::Tokenizer};
@@ -119,21 +124,98 @@ pub struct Capacity {
 }
 
 /// The cache of a session: its tokens, and how many there is room for.
-pub struct Cache {
+struct Cache {
     tokens: Vec<TokenId>,
     room: usize,
-    /// Tokens that there is room for in all caches together.
-    taken: Arc<AtomicUsize>,
+    device: Device,
 }
 
-impl Drop for Cache {
-    fn drop(&mut self) {
-        self.taken.fetch_sub(self.room, Ordering::Relaxed);
-    }
+/// The memory of all caches together, in tokens.
+#[derive(Clone)]
+struct Device {
+    taken: Arc<AtomicUsize>,
+    most: usize,
 }
 
 /// Tokens that a cache gets room for at once.
 const ROOM: usize = 64;
+/// Bytes of a token.
+const TOKEN_BYTES: u64 = 4096;
+
+impl Cache {
+    fn new(device: &Device, tokens: Vec<TokenId>) -> StageResult<Cache> {
+        let mut cache = Cache { tokens: Vec::new(), room: 0, device: device.clone() };
+        backend::Cache::reserve(&mut cache, tokens.len().max(ROOM))?;
+        cache.tokens = tokens;
+        Ok(cache)
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.device.taken.fetch_sub(self.room, Ordering::Relaxed);
+    }
+}
+
+/// A checkpoint: the tokens up to there.
+struct Saved(Vec<TokenId>);
+
+impl SavedFrontier for Saved {
+    fn bytes(&self) -> u64 {
+        0
+    }
+}
+
+impl backend::Cache for Cache {
+    fn bytes(&self) -> u64 {
+        self.tokens.len() as u64 * TOKEN_BYTES
+    }
+
+    fn reserve(&mut self, tokens: usize) -> StageResult {
+        let more = tokens.next_multiple_of(ROOM).saturating_sub(self.room);
+        if self.device.taken.load(Ordering::Relaxed).saturating_add(more) > self.device.most {
+            return Err(BackendError::OutOfMemory(format!("no room for {tokens} tokens")));
+        }
+        self.device.taken.fetch_add(more, Ordering::Relaxed);
+        self.room += more;
+        Ok(())
+    }
+
+    fn rewind(&mut self, position: usize) {
+        self.tokens.truncate(position);
+    }
+
+    fn fork(&self, position: usize) -> StageResult<Box<dyn backend::Cache>> {
+        Ok(Box::new(Cache::new(&self.device, self.tokens[..position].to_vec())?))
+    }
+
+    fn save_frontier(&self, position: usize) -> StageResult<Box<dyn SavedFrontier>> {
+        Ok(Box::new(Saved(self.tokens[..position].to_vec())))
+    }
+
+    fn restore_frontier(&mut self, saved: &dyn SavedFrontier) -> StageResult {
+        let Saved(tokens) = own_frontier(saved)?;
+        self.reserve(tokens.len())?;
+        self.tokens.clone_from(tokens);
+        Ok(())
+    }
+
+    fn read_frontier(&self, _: usize) -> StageResult<Frontier> {
+        unreachable!("the server saves no snapshots")
+    }
+
+    fn write_frontier(&mut self, _: &Frontier) -> StageResult {
+        unreachable!("the server restores no snapshots")
+    }
+
+    fn read_rows(&self, _: usize, _: Plane, _: Range<usize>) -> StageResult<Vec<u8>> {
+        unreachable!("the server saves no snapshots")
+    }
+
+    fn write_rows(&mut self, _: usize, _: Plane, _: usize, _: &[u8]) -> StageResult {
+        unreachable!("the server restores no snapshots")
+    }
+}
 
 /// What the backend has done; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -228,23 +310,27 @@ fn on_processor() -> Duration {
 
 pub struct Scripted {
     config: Config,
+    layout: StateLayout,
     tokenizer: Arc<Tokenizer>,
     timing: Timing,
-    capacity: Capacity,
-    taken: Arc<AtomicUsize>,
+    /// Tokens of a step.
+    step: usize,
+    device: Device,
     work: Option<Work>,
 }
 
 impl Scripted {
     pub fn new(model: &Model, tokenizer: Arc<Tokenizer>, timing: Timing) -> Self {
         let config = Config { vocab: tokenizer.len(), ..model.config.clone() };
-        let capacity = Capacity { tokens: usize::MAX, step: usize::MAX };
-        Scripted { config, tokenizer, timing, capacity, taken: Arc::default(), work: None }
+        let layout = StateLayout::new(&config, CacheRounding::On);
+        let device = Device { taken: Arc::default(), most: usize::MAX };
+        Scripted { config, layout, tokenizer, timing, step: usize::MAX, device, work: None }
     }
 
     /// The same on a smaller device.
     pub fn on_a_device_of(self, capacity: Capacity) -> Self {
-        Scripted { capacity, ..self }
+        let device = Device { taken: Arc::default(), most: capacity.tokens };
+        Scripted { device, step: capacity.step, ..self }
     }
 
     /// The same, and it notes what it does.
@@ -276,49 +362,56 @@ impl Scripted {
     }
 }
 
-pub struct Rows {
-    tokens: Vec<TokenId>,
-    next: Vec<Option<TokenId>>,
-}
-
 impl Backend for Scripted {
-    type Activations = Rows;
-    type Cache = Cache;
-
     fn config(&self) -> &Config {
         &self.config
-    }
-
-    fn cache_rounding(&self) -> CacheRounding {
-        CacheRounding::On
     }
 
     fn model_identity(&self) -> [u8; 32] {
         [0; 32]
     }
 
-    fn new_cache(&self) -> StageResult<Cache> {
-        let mut cache = Cache { tokens: Vec::new(), room: 0, taken: self.taken.clone() };
-        self.reserve(&mut cache, ROOM)?;
-        Ok(cache)
+    fn layout(&self) -> &StateLayout {
+        &self.layout
     }
 
-    fn cache_bytes(&self, cache: &Cache) -> usize {
-        cache.tokens.len() * 4096
+    fn name(&self) -> &'static str {
+        "scripted"
     }
 
-    fn reserve(&self, cache: &mut Cache, tokens: usize) -> StageResult {
-        let more = tokens.next_multiple_of(ROOM).saturating_sub(cache.room);
-        if self.taken.load(Ordering::Relaxed) + more > self.capacity.tokens {
-            return Err(BackendError::OutOfMemory(format!("no room for {tokens} tokens")));
-        }
-        self.taken.fetch_add(more, Ordering::Relaxed);
-        cache.room += more;
-        Ok(())
+    fn device(&self) -> String {
+        "a script".to_owned()
     }
 
-    fn embed(&self, batch: &Batch) -> StageResult<Rows> {
-        if batch.tokens.len() > self.capacity.step {
+    fn prefill_chunk(&self) -> usize {
+        512
+    }
+
+    fn memory(&self, context: usize) -> StageResult<MemoryReport> {
+        let session = self.session_bytes(context);
+        let device = self.device();
+        Ok(MemoryReport { device, weights: 0, activations: 0, left: None, context, session })
+    }
+
+    fn bandwidth(&self) -> StageResult<f64> {
+        Ok(1.0)
+    }
+
+    fn new_cache(&self) -> StageResult<Box<dyn backend::Cache>> {
+        Ok(Box::new(Cache::new(&self.device, Vec::new())?))
+    }
+
+    fn session_bytes(&self, tokens: usize) -> u64 {
+        tokens as u64 * TOKEN_BYTES
+    }
+
+    fn step(
+        &self,
+        batch: &Batch,
+        caches: &mut [&mut dyn backend::Cache],
+        _: Forward<'_>,
+    ) -> StageResult<HeadOutput> {
+        if batch.tokens.len() > self.step {
             return Err(BackendError::OutOfMemory("no room for activations".to_owned()));
         }
         let prompt_tokens = batch.tokens.len() - batch.decode_rows;
@@ -327,108 +420,29 @@ impl Backend for Scripted {
             Some(work) => work.begin(pause, prompt_tokens > 0 && batch.decode_rows > 0),
             None => std::thread::sleep(pause),
         }
-        Ok(Rows { tokens: batch.tokens.clone(), next: vec![None; batch.tokens.len()] })
-    }
-
-    fn hc_pre(&self, _: usize, _: Sublayer, _: &Batch, _: &mut Rows) -> StageResult {
-        Ok(())
-    }
-
-    fn project_qkv(&self, _: usize, _: &Batch, _: &mut Rows) -> StageResult {
-        Ok(())
-    }
-
-    fn compress(&self, _: usize, _: &Batch, _: &mut Rows, _: &mut [&mut Cache]) -> StageResult {
-        Ok(())
-    }
-
-    fn select_rows(&self, _: usize, _: &Batch, _: &mut Rows, _: &mut [&mut Cache]) -> StageResult {
-        Ok(())
-    }
-
-    fn attend(
-        &self,
-        layer: usize,
-        batch: &Batch,
-        x: &mut Rows,
-        caches: &mut [&mut Cache],
-    ) -> StageResult {
-        for span in batch.spans.iter().filter(|_| layer == 0) {
-            assert!(caches[span.session].room >= span.start + span.rows.len(), "no room was made");
-            let cache = &mut caches[span.session].tokens;
-            assert_eq!(cache.len(), span.start, "the cache is not where the session stands");
+        let mut next = vec![None; batch.tokens.len()];
+        for span in &batch.spans {
+            let cache: &mut Cache = own_cache(&mut *caches[span.session])?;
+            assert!(cache.room >= span.start + span.rows.len(), "no room was made");
+            assert_eq!(cache.tokens.len(), span.start, "the cache is not where the session is");
             for row in span.rows.clone() {
-                cache.push(x.tokens[row]);
+                cache.tokens.push(batch.tokens[row]);
                 if batch.logit_rows.contains(&row) {
-                    x.next[row] = Some(self.next(cache)?);
+                    next[row] = Some(self.next(&cache.tokens)?);
                 }
             }
         }
-        Ok(())
-    }
-
-    fn project_output(&self, _: usize, _: &Batch, _: &mut Rows) -> StageResult {
-        Ok(())
-    }
-
-    fn route(&self, _: usize, _: &Batch, _: &mut Rows) -> StageResult {
-        Ok(())
-    }
-
-    fn run_experts(&self, _: usize, _: &Batch, _: &mut Rows) -> StageResult {
-        Ok(())
-    }
-
-    fn hc_post(&self, _: usize, _: Sublayer, _: &Batch, _: &mut Rows) -> StageResult {
-        Ok(())
-    }
-
-    fn head(&self, batch: &Batch, x: Rows) -> StageResult<HeadOutput> {
         let vocab = self.config.vocab;
         // Not zero, which would be memory that nobody has touched yet.
         let mut logits = vec![-1.0; batch.logit_rows.len() * vocab];
         for (row, logits) in batch.logit_rows.iter().zip(logits.chunks_mut(vocab)) {
-            if let Some(next) = x.next[*row] {
+            if let Some(next) = next[*row] {
                 logits[next as usize] = 30.0;
             }
         }
         if let Some(work) = &self.work {
-            work.end(batch.best_rows);
+            work.end(batch.argmax_rows);
         }
         Ok(HeadOutput::from_logits(batch, vocab, logits))
-    }
-
-    fn rewind(&self, cache: &mut Cache, position: usize) {
-        cache.tokens.truncate(position);
-    }
-
-    /// The tokens travel in the window of the first layer.
-    fn frontier(&self, cache: &Cache, position: usize) -> StageResult<Frontier> {
-        let window =
-            cache.tokens[..position].iter().flat_map(|token| token.to_le_bytes()).collect();
-        let layer = || LayerFrontier {
-            window: Vec::new(),
-            compressor: Default::default(),
-            indexer: Default::default(),
-        };
-        let mut layers: Vec<_> = self.config.layers.iter().map(|_| layer()).collect();
-        layers[0].window = window;
-        Ok(Frontier { position, layers })
-    }
-
-    fn set_frontier(&self, cache: &mut Cache, frontier: &Frontier) -> StageResult {
-        self.reserve(cache, frontier.position)?;
-        let tokens = frontier.layers[0].window.chunks_exact(4);
-        cache.tokens = tokens.map(|b| TokenId::from_le_bytes(b.try_into().unwrap())).collect();
-        cache.tokens.truncate(frontier.position);
-        Ok(())
-    }
-
-    fn layer_rows(&self, _: &Cache, _: usize) -> StageResult<LayerRows> {
-        Ok(LayerRows::default())
-    }
-
-    fn set_layer_rows(&self, _: &mut Cache, _: usize, _: &LayerRows) -> StageResult {
-        Ok(())
     }
 }

@@ -85,7 +85,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let deepest = args.deepest(&model)?;
     let engine = args.compute.engine(model.clone(), args.context(deepest))?;
     let text = args.text(&model, deepest)?;
-    let mut report = Report::new(&model, Machine::of(engine.backend())?);
+    engine.warm_up(args.sessions.0.last().copied().unwrap_or(1))?;
+    let mut report = Report::new(&model, Machine::of(&engine)?);
     report.print_head()?;
     let measured = Bench::new(&engine, &model, args, &text)?.run(&mut report);
     // What was measured before something failed is worth keeping.

@@ -11,11 +11,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use ds4_convert::Collector;
-use ds4_engine::{LogitsWanted, TokenId, Work};
+use ds4_engine::{Engine, Phase, TokenId, Work};
 use ds4_model::tokenizer::Tokenizer;
 
 use crate::{
-    compute::{ComputeArgs, Engine},
+    compute::ComputeArgs,
     interrupt::{self, Again},
     model::ModelArgs,
     terminal::{self, Unit},
@@ -115,13 +115,13 @@ fn read(engine: &Engine, pieces: &[Vec<TokenId>]) -> Result<usize> {
             sessions.push(engine.new_session()?);
         }
         for start in (0..longest).step_by(chunk) {
-            let mut work: Vec<Work<'_, _>> = sessions
+            let mut work: Vec<Work<'_>> = sessions
                 .iter_mut()
                 .zip(pieces)
                 .filter(|(_, piece)| piece.len() > start)
                 .map(|(session, piece)| {
                     let tokens = &piece[start..piece.len().min(start + chunk)];
-                    Work { session, tokens, logits: LogitsWanted::None }
+                    Work { session, tokens, phase: Phase::Prefill, wanted: &[] }
                 })
                 .collect();
             engine.step(&mut work)?;

@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use ds4_engine::rows::CacheRounding;
+use ds4_cpu::{Activations, PREFILL_CHUNK};
+use ds4_engine::{layout::StateLayout, rows::CacheRounding};
 use ds4_model::{
     Model,
     binding::{Role, expected_tensors},
@@ -20,7 +21,6 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    backend::CPU_PREFILL_CHUNK,
     memory,
     model::ModelArgs,
     terminal::{bytes, printable},
@@ -78,8 +78,8 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     let memory = Memory {
         context: args.ctx,
         weights: model.file_bytes(),
-        kv_state: memory::cache_bytes(&model.config, CacheRounding::On, args.ctx),
-        activations: memory::activation_bytes(&model.config, CPU_PREFILL_CHUNK.min(args.ctx)),
+        kv_state: StateLayout::new(&model.config, CacheRounding::On).bytes(args.ctx),
+        activations: Activations::bytes(&model.config, PREFILL_CHUNK.min(args.ctx)),
     };
     let groups = groups(&model);
     if args.json {

@@ -13,11 +13,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use ds4_engine::{LogitsWanted, TokenId, Work};
+use ds4_engine::{Engine, Phase, TokenId, Wanted, Work};
 use serde::Serialize;
 
 use crate::{
-    compute::{ComputeArgs, Engine},
+    compute::ComputeArgs,
     model::ModelArgs,
     terminal::{self, Unit},
 };
@@ -131,17 +131,20 @@ fn write_rows(
         let start = session.len();
         let rest = tokens.len() - start;
         let mut n = chunk.unwrap_or(default).min(rest);
-        let mut logits = logits_wanted(&wanted[start..start + n]);
-        if logits == LogitsWanted::All && chunk.is_none() {
+        let mut rows = rows_wanted(&wanted[start..start + n]);
+        if rows > 1 && chunk.is_none() {
             n = all_rows.min(rest);
-            logits = logits_wanted(&wanted[start..start + n]);
+            rows = rows_wanted(&wanted[start..start + n]);
         }
         let end = start + n;
-        let mut work = [Work { session: &mut session, tokens: &tokens[start..end], logits }];
-        let rows = engine.step(&mut work)?.remove(0);
-        // The rows are those of the chunk's last positions.
-        let first = end - rows.data.len() / rows.vocab;
-        for (position, row) in (first..end).zip(rows.data.chunks_exact(rows.vocab)) {
+        let work = Work {
+            session: &mut session,
+            tokens: &tokens[start..end],
+            phase: Phase::Prefill,
+            wanted: &vec![Wanted::Logits; rows],
+        };
+        let output = engine.step(&mut [work])?.remove(0);
+        for (position, row) in (end - rows..end).zip(output.logits()) {
             if wanted[position] {
                 let bytes: Vec<u8> = row.iter().flat_map(|x| x.to_le_bytes()).collect();
                 out.write_all(&bytes)?;
@@ -153,12 +156,13 @@ fn write_rows(
     Ok(out.flush()?)
 }
 
-/// Which logits of a chunk are needed to have the `wanted` ones.
-fn logits_wanted(wanted: &[bool]) -> LogitsWanted {
+/// Last rows of a chunk among which all `wanted` ones are. All rows of a chunk are computed alike,
+/// whichever are wanted: one, or as many as there are.
+fn rows_wanted(wanted: &[bool]) -> usize {
     match wanted.iter().position(|w| *w) {
-        None => LogitsWanted::None,
-        Some(first) if first + 1 == wanted.len() => LogitsWanted::Last,
-        Some(_) => LogitsWanted::All,
+        None => 0,
+        Some(first) if first + 1 == wanted.len() => 1,
+        Some(_) => wanted.len(),
     }
 }
 
@@ -244,9 +248,9 @@ mod tests {
 
     #[test]
     fn only_needed_logits_are_asked_for() {
-        assert_eq!(logits_wanted(&[false, false]), LogitsWanted::None);
-        assert_eq!(logits_wanted(&[false, true]), LogitsWanted::Last);
-        assert_eq!(logits_wanted(&[true, false]), LogitsWanted::All);
-        assert_eq!(logits_wanted(&[true]), LogitsWanted::Last);
+        assert_eq!(rows_wanted(&[false, false]), 0);
+        assert_eq!(rows_wanted(&[false, true]), 1);
+        assert_eq!(rows_wanted(&[true, false]), 2);
+        assert_eq!(rows_wanted(&[true]), 1);
     }
 }

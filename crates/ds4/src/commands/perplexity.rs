@@ -11,7 +11,6 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use ds4_engine::Backend;
 use ds4_eval::{
     Error,
     divergence::{Divergence, DivergenceSummary},

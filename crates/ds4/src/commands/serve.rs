@@ -10,14 +10,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use ds4_engine::Backend;
 use ds4_runtime::Limits;
 use ds4_server::{HttpLimits, Monitor, Server, ServerConfig, Status, TlsFiles};
 
 use crate::{
     compute::ComputeArgs,
     interrupt::{self, Again},
-    memory,
     model::ModelArgs,
     terminal,
     text::ProfileArgs,
@@ -117,11 +115,10 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     ensure!(args.load.parallel > 0, "--parallel: found 0, expected at least 1");
     let encoder = args.profile.encoder(&model)?;
     let engine = args.compute.engine(model, args.ctx)?;
+    engine.warm_up(args.load.parallel)?;
     let settings = args.config(engine.backend().prefill_chunk())?;
-    let (config, rounding) = (engine.config().clone(), engine.backend().cache_rounding());
-    let session_bytes = Box::new(move |tokens| memory::cache_bytes(&config, rounding, tokens));
     let address = SocketAddr::new(args.network.host, args.network.port);
-    let server = Server::bind(address, engine, encoder, session_bytes, settings)?;
+    let server = Server::bind(address, engine, encoder, settings)?;
     interrupt::catch(Again::Exit)?;
     announce(args, server.address()?);
     let monitor = server.monitor();

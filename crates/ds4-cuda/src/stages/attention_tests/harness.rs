@@ -2,8 +2,10 @@
 
 mod check;
 
+use ds4_conformance::phase_of;
+use ds4_engine::backend::Cache as _;
 use ds4_engine::{
-    backend::PREFILL_MIN,
+    Phase,
     rope::{self, Frequencies},
     rows::CacheRounding,
 };
@@ -275,7 +277,7 @@ impl Harness {
             let inputs =
                 Inputs { compressor: Some(compressor), index: Some(index), ..Inputs::default() };
             compressor::finish_inputs(&layer, 4, 4, &inputs).expect("a launch");
-            out.extend(session[0].cache.layer_rows(LAYER).expect("rows").index_keys);
+            out.extend(session[0].layer_rows(LAYER, 4).index_keys);
         }
         assert_eq!(out.len(), n * self.shape.rounding.index_codec().row_bytes());
         out
@@ -303,7 +305,7 @@ impl Harness {
                 span_position: start,
                 span_row: first,
             }));
-            if len < PREFILL_MIN {
+            if phase_of(len) == Phase::Decode {
                 assert_eq!(decode_rows, first, "short spans come first");
                 decode_rows = rows.len();
             }

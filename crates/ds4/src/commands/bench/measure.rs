@@ -3,7 +3,7 @@
 use std::{iter, slice, time::Instant};
 
 use anyhow::{Context, Result};
-use ds4_engine::{Backend, LogitsWanted, TokenId, Work, sampling::UnusableLogits};
+use ds4_engine::{Engine, Phase, Session, TokenId, Wanted, Work, sampling::UnusableLogits};
 use ds4_model::Model;
 use indicatif::ProgressBar;
 
@@ -12,7 +12,6 @@ use super::{
     report::{Prefill, Report, Row, median},
 };
 use crate::{
-    compute::{Engine, Session},
     generation::{self, Speed},
     memory,
     terminal::{self, Unit},
@@ -117,11 +116,11 @@ impl<'a> Bench<'a> {
             self.engine,
             &mut self.session,
             tokens,
-            LogitsWanted::Best,
+            Some(Wanted::Argmax),
             None,
             &mut Speed::default(),
         )?;
-        let token = self.next.after(position, logits.context("interrupted")?.best())?;
+        let token = self.next.after(position, logits.context("interrupted")?.argmax())?;
         Ok((start.elapsed().as_secs_f64(), token))
     }
 
@@ -132,7 +131,7 @@ impl<'a> Bench<'a> {
         let mut copies = self.copies(sessions - 1)?;
         let mut group: Vec<&mut Session> =
             iter::once(&mut self.session).chain(&mut copies).collect();
-        let kvcache_bytes: usize = group.iter().map(|session| engine.cache_bytes(session)).sum();
+        let kvcache_bytes: u64 = group.iter().map(|session| session.bytes()).sum();
         let firsts = spread(first, sessions, engine.config().vocab);
 
         let mut step_seconds = Vec::new();
@@ -150,7 +149,7 @@ impl<'a> Bench<'a> {
             step_seconds.push(round(self.args.decode)?);
             self.bar.inc(1);
         }
-        let (config, rounding) = (&self.model.config, engine.backend().cache_rounding());
+        let (config, rounding) = (&self.model.config, engine.layout().rounding());
         let cache_read = memory::cache_bytes_per_token(config, rounding, depth);
         Ok(Row {
             ctx_tokens: depth,
@@ -158,18 +157,14 @@ impl<'a> Bench<'a> {
             prefill,
             gen_tokens: self.args.decode,
             step_seconds,
-            kvcache_bytes: kvcache_bytes as u64,
+            kvcache_bytes,
             read_bytes_per_step: memory::weight_bytes_per_step(self.model, sessions)
                 + sessions as u64 * cache_read,
         })
     }
 
     fn copies(&self, n: usize) -> Result<Vec<Session>> {
-        if n == 0 {
-            return Ok(Vec::new());
-        }
-        let snapshot = self.engine.snapshot(&self.session)?;
-        (0..n).map(|_| Ok(self.engine.restore(&snapshot)?)).collect()
+        (0..n).map(|_| Ok(self.engine.fork(&self.session)?)).collect()
     }
 }
 
@@ -187,12 +182,13 @@ fn decode(
         let work = group.iter_mut().zip(&tokens).map(|(session, token)| Work {
             session,
             tokens: slice::from_ref(token),
-            logits: LogitsWanted::Best,
+            phase: Phase::Decode,
+            wanted: &[Wanted::Argmax],
         });
         let logits = engine.step(&mut work.collect::<Vec<_>>())?;
         let each = group.iter().zip(&logits);
         tokens = each
-            .map(|(session, logits)| next.after(session.len(), logits.best()))
+            .map(|(session, logits)| next.after(session.len(), logits.argmax()))
             .collect::<Result<_>>()?;
         Ok(start.elapsed().as_secs_f64())
     };

@@ -3,7 +3,7 @@
 use std::{mem, sync::Arc};
 
 use anyhow::{Result, ensure};
-use ds4_engine::{Logits, LogitsWanted, TokenId, sampling::Sampler};
+use ds4_engine::{Engine, Phase, StepOutput, TokenId, Wanted, sampling::Sampler};
 use ds4_model::{
     chat::Dialogue,
     detokenize::{Channel, OutputDelta, OutputSplitter},
@@ -13,7 +13,6 @@ use ds4_model::{
 };
 
 use crate::{
-    compute::Engine,
     generation::{self, Drawn, Finish, Limits, Speed},
     live_session::LiveSession,
     terminal::{self, Unit},
@@ -201,9 +200,9 @@ impl Conversation {
     fn read(
         &mut self,
         prompt: &[TokenId],
-        wanted: LogitsWanted,
+        wanted: Wanted,
         turn: &mut Turn,
-    ) -> Result<Option<Logits>> {
+    ) -> Result<Option<StepOutput>> {
         self.live.keep_prefix_of(&self.engine, prompt)?;
         turn.kept = self.live.session.len();
         let new = &prompt[turn.kept..];
@@ -212,14 +211,7 @@ impl Conversation {
         let (most, last) = new.split_at(new.len() - 1);
         let session = &mut self.live.session;
         let speed = &mut turn.prefill;
-        let read = generation::prefill(
-            &self.engine,
-            session,
-            most,
-            LogitsWanted::None,
-            bar.as_ref(),
-            speed,
-        )?;
+        let read = generation::prefill(&self.engine, session, most, None, bar.as_ref(), speed)?;
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
@@ -228,7 +220,7 @@ impl Conversation {
         }
         self.live.mark(&self.engine);
         let session = &mut self.live.session;
-        generation::step(&self.engine, session, last, wanted, speed).map(Some)
+        generation::step(&self.engine, session, last, Phase::Prefill, Some(wanted), speed).map(Some)
     }
 
     /// A line about a turn's speed and the context.

@@ -1,10 +1,11 @@
 //! What a session's cache must hold, and the comparison of every stage with plain Rust.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use ds4_cpu::reference::rms_norm;
 use ds4_engine::{
-    backend::{CompressorInputs, Frontier, LayerFrontier, LayerRows, compressor_tail},
+    backend::Cache as _,
+    layout::{CompressorInputs, Frontier, LayerFrontier, Plane, PlaneLayout, StateLayout},
     rope::{Rotation, rotation},
     rows::{CacheRounding, RowCodec},
 };
@@ -24,8 +25,16 @@ use crate::{
 /// A session's cache, and what it must hold.
 pub struct Session {
     pub cache: Cache,
+    layout: StateLayout,
     shape: Shape,
     truth: Truth,
+}
+
+/// The append-only part of one layer's cache.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LayerRows {
+    pub rows: Vec<u8>,
+    pub index_keys: Vec<u8>,
 }
 
 #[derive(Clone, Default)]
@@ -47,8 +56,28 @@ struct Compressed {
 
 impl Session {
     pub fn new(device: &Device, config: &Config, shape: Shape) -> Self {
-        let cache = Cache::new(device, config, shape.rounding).expect("memory for a session");
-        Session { cache, shape, truth: Truth::default() }
+        let layout = StateLayout::new(config, shape.rounding);
+        let cache = Cache::new(device, &layout, 0).expect("memory for a session");
+        Session { cache, layout, shape, truth: Truth::default() }
+    }
+
+    /// The tested layer's planes.
+    fn planes(&self) -> [Option<PlaneLayout>; 2] {
+        let layer = &self.layout.layers()[LAYER];
+        [layer.rows, layer.index_keys]
+    }
+
+    /// Rows of a layer after `tokens` tokens, as the device has them.
+    pub fn layer_rows(&self, layer: usize, tokens: usize) -> LayerRows {
+        let planes = &self.layout.layers()[layer];
+        let read = |plane, layout: Option<PlaneLayout>| {
+            let rows = layout.map_or(0, |p| p.rows(tokens));
+            self.cache.read_rows(layer, plane, 0..rows).expect("rows")
+        };
+        LayerRows {
+            rows: read(Plane::Rows, planes.rows),
+            index_keys: read(Plane::IndexKeys, planes.index_keys),
+        }
     }
 
     pub fn position(&self) -> usize {
@@ -65,22 +94,22 @@ impl Session {
 
     /// Puts the session at `position` with random rows.
     pub fn fill(&mut self, random: &mut fastrand::Rng, position: usize) {
-        let (kind, rounding) = (self.shape.kind, self.shape.rounding);
-        let width = kind.compressor_width();
+        let (planes, rounding) = (self.planes(), self.shape.rounding);
+        let width = self.shape.kind.compressor_width();
         let kv_rows = (position.saturating_sub(WINDOW)..position)
             .map(|p| (p, stored(random, rounding.kv_codec())))
             .collect();
-        let mut compressed = |width, codec, ratio: usize| Compressed {
-            inputs: compressor_tail(ratio, position)
+        let mut compressed = |width, codec, plane: Option<PlaneLayout>| Compressed {
+            inputs: tail(plane, position)
                 .map(|p| (p, [normals(random, width), normals(random, width)]))
                 .collect(),
-            rows: (0..position.checked_div(ratio).unwrap_or(0))
+            rows: (0..plane.map_or(0, |p| p.rows(position)))
                 .map(|_| stored(random, codec))
                 .collect(),
         };
-        let main = compressed(width, rounding.kv_codec(), kind.ratio());
-        let index_ratio = if kind == LayerKind::Csa { kind.ratio() } else { 0 };
-        let index = compressed(2 * INDEX_DIM, rounding.index_codec(), index_ratio);
+        let [rows, index_keys] = planes;
+        let main = compressed(width, rounding.kv_codec(), rows);
+        let index = compressed(2 * INDEX_DIM, rounding.index_codec(), index_keys);
         self.truth = Truth { position, kv_rows, main, index };
         let expected = self.expected();
         self.put(&expected.0, &expected.1);
@@ -97,8 +126,8 @@ impl Session {
 
     /// All state, as it leaves the device.
     pub fn save(&self) -> (Frontier, Vec<LayerRows>) {
-        let frontier = self.cache.frontier(self.position()).expect("a frontier");
-        let rows = (0..=LAYER).map(|l| self.cache.layer_rows(l).expect("rows")).collect();
+        let frontier = self.cache.read_frontier(self.position()).expect("a frontier");
+        let rows = (0..=LAYER).map(|l| self.layer_rows(l, self.position())).collect();
         (frontier, rows)
     }
 
@@ -110,9 +139,12 @@ impl Session {
 
     fn put(&mut self, frontier: &Frontier, rows: &[LayerRows]) {
         for (l, rows) in rows.iter().enumerate() {
-            self.cache.set_layer_rows(l, rows).expect("memory for rows");
+            for (plane, bytes) in [(Plane::Rows, &rows.rows), (Plane::IndexKeys, &rows.index_keys)]
+            {
+                self.cache.write_rows(l, plane, 0, bytes).expect("memory for rows");
+            }
         }
-        self.cache.set_frontier(frontier).expect("a copy to the device");
+        self.cache.write_frontier(frontier).expect("a copy to the device");
     }
 
     /// What [`save`](Self::save) must give; the first layer was never written.
@@ -124,24 +156,28 @@ impl Session {
             compressor: CompressorInputs::default(),
             indexer: CompressorInputs::default(),
         };
-        let tail = |c: &Compressed, ratio| {
-            let inputs = |i: usize| {
-                compressor_tail(ratio, position).flat_map(|p| c.inputs[&p][i].clone()).collect()
-            };
+        let inputs_of = |c: &Compressed, plane| {
+            let inputs =
+                |i: usize| tail(plane, position).flat_map(|p| c.inputs[&p][i].clone()).collect();
             CompressorInputs { values: inputs(0), scores: inputs(1) }
         };
-        let kind = self.shape.kind;
+        let [rows, index_keys] = self.planes();
         let layer = LayerFrontier {
             window: (position.saturating_sub(WINDOW)..position)
                 .flat_map(|p| truth.kv_rows[&p].clone())
                 .collect(),
-            compressor: tail(&truth.main, kind.ratio()),
-            indexer: tail(&truth.index, if kind == LayerKind::Csa { kind.ratio() } else { 0 }),
+            compressor: inputs_of(&truth.main, rows),
+            indexer: inputs_of(&truth.index, index_keys),
         };
         let rows =
             LayerRows { rows: truth.main.rows.concat(), index_keys: truth.index.rows.concat() };
         (Frontier { position, layers: vec![untouched, layer] }, vec![LayerRows::default(), rows])
     }
+}
+
+/// Positions whose inputs a plane's compressor still needs.
+fn tail(plane: Option<PlaneLayout>, position: usize) -> Range<usize> {
+    plane.map_or(0..0, |plane| plane.tail(position))
 }
 
 fn stored(random: &mut fastrand::Rng, codec: RowCodec) -> Vec<u8> {
@@ -211,7 +247,9 @@ impl Harness {
         };
         let ratio = shape.kind.ratio();
         for (i, session) in sessions.iter_mut().enumerate() {
-            let rows = session.cache.layer_rows(LAYER).expect("rows");
+            let end = inputs.rows.iter().rfind(|row| row.session == i);
+            let tokens = end.map_or(session.position(), |row| row.position + 1);
+            let rows = session.layer_rows(LAYER, tokens);
             let stored = if index { rows.index_keys } else { rows.rows };
             let part = if index { &mut session.truth.index } else { &mut session.truth.main };
             let (first, mut expected) = (part.rows.len(), Vec::new());

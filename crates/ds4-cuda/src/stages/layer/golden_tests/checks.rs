@@ -1,14 +1,14 @@
 //! The stages of one step: each is given what the plain one is given, and compared.
 
 use ds4_cpu::{
-    Activations,
+    CpuStep,
     reference::{attention::index_scores, products::matmul, rms_norm},
 };
 use ds4_engine::{
-    Backend,
-    backend::{Batch, Span, Sublayer},
+    backend::{Batch, Cache as _, Span, Step as _, Sublayer},
+    layout::Plane,
     rope::{PAIRS, Rotation},
-    rows::{CacheRounding, RowCodec},
+    rows::CacheRounding,
 };
 use ds4_model::config::{HEAD_DIM, INDEX_DIM, LayerKind, STREAMS};
 
@@ -17,43 +17,43 @@ use super::{
         MOST_DEVIATIONS, Rows, check_choice, halves, pair_products, pair_values, pairs, singles,
         split, values,
     },
-    side_by_side::SideBySide,
+    side_by_side::OnDevice,
 };
 use crate::{
     device::Buffer,
     scratch::{Scratch, key_capacity},
     stages::{
         attention_tests::reference::{check_attention, decode, top_k},
-        layer::{Shape, Stages},
+        layer::{CudaStep, Shape},
     },
 };
 
 /// One step on both sides.
 pub struct Step<'a> {
-    both: &'a mut SideBySide,
+    both: &'a mut OnDevice,
+    plain: CpuStep<'a>,
     batch: &'a Batch,
     shape: Shape,
     rows: Rows,
-    /// What flows through the plain path.
-    x: Activations,
     /// The sublayer whose output the plain path has not spread over the streams yet.
     pending: Option<Sublayer>,
 }
 
 impl<'a> Step<'a> {
-    pub fn new(both: &'a mut SideBySide, batch: &'a Batch, x: Activations) -> Self {
+    pub fn new(both: &'a mut OnDevice, plain: CpuStep<'a>, batch: &'a Batch) -> Self {
         let shape = Shape::of(batch);
         let rows = Rows { decoded: shape.decode_rows, all: shape.rows };
-        Step { both, batch, shape, rows, x, pending: None }
+        Step { both, plain, batch, shape, rows, pending: None }
     }
 
     /// Embeddings are copied or multiplied once: the same bits. Angles are the same f32, whose
     /// cosine and sine are off by a few of its roundings.
     pub fn embed(&mut self) {
-        self.stages().embed().unwrap();
-        let streams = self.floats(|s| &s.streams, self.x.streams.len());
-        assert!(streams == self.x.streams, "embeddings of {:?}", self.batch.spans);
-        let rotations = self.x.plain_rotations.iter().chain(&self.x.yarn_rotations);
+        self.step().embed().unwrap();
+        self.plain.embed().unwrap();
+        let streams = self.floats(|s| &s.streams, self.plain.x.streams.len());
+        assert!(streams == self.plain.x.streams, "embeddings of {:?}", self.batch.spans);
+        let rotations = self.plain.x.plain_rotations.iter().chain(&self.plain.x.yarn_rotations);
         let pair = |r: &Rotation, i: usize| [r.cos[i], r.sin[i]];
         let expected: Vec<f32> =
             rotations.flat_map(|r| (0..PAIRS).flat_map(|i| pair(r, i))).collect();
@@ -69,22 +69,22 @@ impl<'a> Step<'a> {
     /// goes on as pairs of halves; 4 · hidden terms make the mixing weights and the norm.
     pub fn read_streams(&mut self, layer: usize, sublayer: Sublayer) {
         self.upload_streams();
-        self.stages().hc_pre(layer, sublayer).unwrap();
+        self.step().hc_pre(layer, sublayer).unwrap();
         self.spread(layer);
-        self.both.plain.hc_pre(layer, sublayer, self.batch, &mut self.x).unwrap();
+        self.plain.hc_pre(layer, sublayer).unwrap();
 
         let place = format!("{sublayer:?} of layer {layer}");
         let terms = STREAMS * self.hidden();
-        let streams = self.floats(|s| &s.streams, self.x.streams.len());
-        let post = self.floats(|s| &s.post, self.x.post.len());
-        let comb = self.floats(|s| &s.comb, self.x.comb.len());
-        let len = self.x.x.len();
+        let streams = self.floats(|s| &s.streams, self.plain.x.streams.len());
+        let post = self.floats(|s| &s.post, self.plain.x.post.len());
+        let comb = self.floats(|s| &s.comb, self.plain.x.comb.len());
+        let len = self.plain.x.x.len();
         let x = pair_values(&self.halves(|s| &s.x, len), &self.halves(|s| &s.x_low, len));
         for (what, found, expected, bound) in [
-            ("streams", &streams, &self.x.streams, singles(8)),
-            ("weights of outputs", &post, &self.x.post, singles(terms)),
-            ("mixing of streams", &comb, &self.x.comb, singles(terms)),
-            ("inputs", &x, &self.x.x, pairs() + singles(terms)),
+            ("streams", &streams, &self.plain.x.streams, singles(8)),
+            ("weights of outputs", &post, &self.plain.x.post, singles(terms)),
+            ("mixing of streams", &comb, &self.plain.x.comb, singles(terms)),
+            ("inputs", &x, &self.plain.x.x, pairs() + singles(terms)),
         ] {
             let closeness = &mut self.both.closeness;
             closeness.compare(what, &place, (found, expected), self.rows, [bound; 2]);
@@ -96,50 +96,32 @@ impl<'a> Step<'a> {
     /// halves is close to f32.
     pub fn project(&mut self, layer: usize) {
         self.upload_input();
-        let stages = self.stages();
-        // Recorded steps have both stages in one, as rows that are all decoded have here.
-        if self.shape.rows == self.shape.decode_rows {
-            stages.project_and_compress(layer).unwrap();
-        } else {
-            stages.project_qkv(layer).unwrap();
-            if self.kind(layer) != LayerKind::Swa {
-                stages.compress(layer).unwrap();
-            }
-        }
-        self.both.plain.project_qkv(layer, self.batch, &mut self.x).unwrap();
-        let (batch, x) = (self.batch, &mut self.x);
-        if self.both.model.config.layers[layer].kind != LayerKind::Swa {
-            self.both.with_plain_caches(|plain, caches| {
-                plain.compress(layer, batch, x, caches).unwrap();
-            });
-        }
+        self.step().project_and_compress(layer).unwrap();
+        self.plain.project_and_compress(layer).unwrap();
 
         let place = format!("layer {layer}");
-        let len = self.x.q_latent.len();
+        let len = self.plain.x.q_latent.len();
         let latent =
             pair_values(&self.halves(|s| &s.latent, len), &self.halves(|s| &s.latent_low, len));
         let queries = self.queries(layer);
         let (closeness, rows) = (&mut self.both.closeness, self.rows);
         let bounds = [halves(1), halves(2)];
-        closeness.compare("latents", &place, (&latent, &self.x.q_latent), rows, bounds);
+        closeness.compare("latents", &place, (&latent, &self.plain.x.q_latent), rows, bounds);
         let bounds = [halves(3), halves(5)];
-        closeness.compare("queries", &place, (&queries, &self.x.heads), rows, bounds);
+        closeness.compare("queries", &place, (&queries, &self.plain.x.heads), rows, bounds);
         self.check_key_values(&place);
         self.check_compressed(layer);
-        self.upload_rows(layer);
+        self.upload_rows();
     }
 
     /// Chosen rows, and the scores that they were chosen by.
     pub fn select_rows(&mut self, layer: usize) {
         self.upload_latent();
-        let stages = self.stages();
-        stages.products(&self.both.scratch.layers[layer].queries).unwrap();
-        stages.select_rows(layer).unwrap();
-        let (batch, x) = (self.batch, &mut self.x);
-        self.both.with_plain_caches(|plain, caches| {
-            plain.select_rows(layer, batch, x, caches).unwrap();
-        });
-        if self.x.selected.iter().any(Option::is_some) {
+        let mut step = self.step();
+        step.products(&self.both.scratch.layers[layer].queries).unwrap();
+        step.select_rows(layer).unwrap();
+        self.plain.select_rows(layer).unwrap();
+        if self.plain.x.selected.iter().any(Option::is_some) {
             self.check_selection(layer);
         }
     }
@@ -147,15 +129,12 @@ impl<'a> Step<'a> {
     /// The attention of queries, key/value rows and weights in halves, and the stored rows.
     pub fn attend(&mut self, layer: usize) {
         self.upload_attention(layer);
-        self.stages().attend(layer).unwrap();
-        let (batch, x) = (self.batch, &mut self.x);
-        self.both.with_plain_caches(|plain, caches| {
-            plain.attend(layer, batch, x, caches).unwrap();
-        });
-        let width = self.x.heads.len() / self.shape.rows;
-        let attended = self.halves(|s| &s.attended, self.x.heads.len());
+        self.step().attend(layer).unwrap();
+        self.plain.attend(layer).unwrap();
+        let width = self.plain.x.heads.len() / self.shape.rows;
+        let attended = self.halves(|s| &s.attended, self.plain.x.heads.len());
         for (r, (found, expected)) in
-            attended.chunks_exact(width).zip(self.x.heads.chunks_exact(width)).enumerate()
+            attended.chunks_exact(width).zip(self.plain.x.heads.chunks_exact(width)).enumerate()
         {
             check_attention(&format!("attention of row {r} in layer {layer}"), found, expected);
         }
@@ -163,15 +142,15 @@ impl<'a> Step<'a> {
 
     /// Attention and what the first product makes of it are halves, and in chunks both weights.
     pub fn project_output(&mut self, layer: usize) {
-        let (heads, _) = split(&self.x.heads);
+        let (heads, _) = split(&self.plain.x.heads);
         self.both.device.upload(&mut self.both.scratch.attended, 0, &heads).unwrap();
-        self.stages().project_output(layer).unwrap();
-        self.both.plain.project_output(layer, self.batch, &mut self.x).unwrap();
-        let y = self.floats(|s| &s.y, self.x.y.len());
+        self.step().project_output(layer).unwrap();
+        self.plain.project_output(layer).unwrap();
+        let y = self.floats(|s| &s.y, self.plain.x.y.len());
         let bounds = [halves(2), halves(4)];
         let place = format!("layer {layer}");
         let closeness = &mut self.both.closeness;
-        closeness.compare("attention's output", &place, (&y, &self.x.y), self.rows, bounds);
+        closeness.compare("attention's output", &place, (&y, &self.plain.x.y), self.rows, bounds);
         self.pending = Some(Sublayer::Attention);
     }
 
@@ -179,14 +158,16 @@ impl<'a> Step<'a> {
     /// its errors: the same experts, and nearly the same weights.
     pub fn route(&mut self, layer: usize) {
         self.upload_input();
-        self.stages().route(layer).unwrap();
-        self.both.plain.route(layer, self.batch, &mut self.x).unwrap();
+        self.step().route(layer).unwrap();
+        self.plain.route(layer).unwrap();
         let scratch = &self.both.scratch.experts;
-        let ids = self.both.device.download(&scratch.ids, 0..self.x.expert_ids.len()).unwrap();
-        assert_eq!(ids, self.x.expert_ids, "experts of layer {layer}");
-        let weights = self.floats(|s| &s.experts.weights, self.x.expert_weights.len());
+        let ids =
+            self.both.device.download(&scratch.ids, 0..self.plain.x.expert_ids.len()).unwrap();
+        assert_eq!(ids, self.plain.x.expert_ids, "experts of layer {layer}");
+        let weights = self.floats(|s| &s.experts.weights, self.plain.x.expert_weights.len());
         let bounds = [pair_products(self.hidden()); 2];
-        let (place, pair) = (format!("layer {layer}"), (&weights[..], &self.x.expert_weights[..]));
+        let (place, pair) =
+            (format!("layer {layer}"), (&weights[..], &self.plain.x.expert_weights[..]));
         self.both.closeness.compare("weights of experts", &place, pair, self.rows, bounds);
     }
 
@@ -194,30 +175,31 @@ impl<'a> Step<'a> {
     /// halves, and when decoding as such integers, too; in chunks weights of all three are halves,
     /// those of Q2_K put together from rounded parts.
     pub fn run_experts(&mut self, layer: usize) {
-        let weights = &self.x.expert_weights;
+        let weights = &self.plain.x.expert_weights;
         self.both.device.upload(&mut self.both.scratch.experts.weights, 0, weights).unwrap();
-        self.stages().run_experts(layer).unwrap();
-        self.both.plain.run_experts(layer, self.batch, &mut self.x).unwrap();
+        self.step().run_experts(layer).unwrap();
+        self.plain.run_experts(layer).unwrap();
         let (hidden, slots) = (self.hidden(), self.both.model.config.experts_used + 1);
-        let parts = self.floats(|s| &s.y, self.x.y.len() * slots);
+        let parts = self.floats(|s| &s.y, self.plain.x.y.len() * slots);
         let rows = parts.chunks_exact(slots * hidden);
         let sum = |row: &[f32], i: usize| (0..slots).map(|s| row[s * hidden + i]).sum::<f32>();
         let y: Vec<f32> = rows.flat_map(|row| (0..hidden).map(move |i| sum(row, i))).collect();
         let bounds = [halves(5), halves(8)];
         let place = format!("layer {layer}");
         let closeness = &mut self.both.closeness;
-        closeness.compare("experts' output", &place, (&y, &self.x.y), self.rows, bounds);
+        closeness.compare("experts' output", &place, (&y, &self.plain.x.y), self.rows, bounds);
         self.pending = Some(Sublayer::Experts);
     }
 
     /// The head sees pairs of halves, and in chunks weights in halves.
     pub fn head(mut self) {
         self.upload_streams();
-        self.stages().head().unwrap();
+        self.step().head().unwrap();
         self.spread(self.both.model.config.layers.len() - 1);
         self.check_kept();
-        let Step { both, batch, shape, x, .. } = self;
-        let expected = both.plain.head(batch, x).unwrap().logits;
+        let Step { both, mut plain, shape, .. } = self;
+        plain.head().unwrap();
+        let expected = plain.into_output().logits;
         let logits = both.floats(|s| &s.head.logits, expected.len());
         let bounds = [pair_products(both.model.config.hidden), halves(1)];
         let rows = Rows { decoded: shape.decode_logits, all: shape.logits };
@@ -235,10 +217,10 @@ impl Step<'_> {
             _ => 1,
         };
         let hidden = self.hidden();
-        let mut y = vec![0.0; slots * self.x.y.len()];
-        let parts = y.chunks_exact_mut(slots * hidden).zip(self.x.y.chunks_exact(hidden));
+        let mut y = vec![0.0; slots * self.plain.x.y.len()];
+        let parts = y.chunks_exact_mut(slots * hidden).zip(self.plain.x.y.chunks_exact(hidden));
         parts.for_each(|(part, y)| part[..hidden].copy_from_slice(y));
-        let (device, scratch, x) = (&self.both.device, &mut self.both.scratch, &self.x);
+        let (device, scratch, x) = (&self.both.device, &mut self.both.scratch, &self.plain.x);
         device.upload(&mut scratch.streams, 0, &x.streams).unwrap();
         device.upload(&mut scratch.post, 0, &x.post).unwrap();
         device.upload(&mut scratch.comb, 0, &x.comb).unwrap();
@@ -246,13 +228,13 @@ impl Step<'_> {
     }
 
     fn upload_input(&mut self) {
-        let (high, low) = split(&self.x.x);
+        let (high, low) = split(&self.plain.x.x);
         self.both.device.upload(&mut self.both.scratch.x, 0, &high).unwrap();
         self.both.device.upload(&mut self.both.scratch.x_low, 0, &low).unwrap();
     }
 
     fn upload_latent(&mut self) {
-        let (high, low) = split(&self.x.q_latent);
+        let (high, low) = split(&self.plain.x.q_latent);
         self.both.device.upload(&mut self.both.scratch.latent, 0, &high).unwrap();
         self.both.device.upload(&mut self.both.scratch.latent_low, 0, &low).unwrap();
     }
@@ -260,20 +242,22 @@ impl Step<'_> {
     /// Queries without their rotation: it is applied to them again, and their norm is one already.
     fn upload_attention(&mut self, layer: usize) {
         let rotations = self.rotations(layer);
-        let mut queries = self.x.heads.clone();
+        let mut queries = self.plain.x.heads.clone();
         let width = queries.len() / self.shape.rows;
         for (row, rotation) in queries.chunks_exact_mut(width).zip(rotations) {
             row.chunks_exact_mut(HEAD_DIM).for_each(|q| rotation.inverse().apply(q));
         }
-        let codec = self.both.rounding.kv_codec();
+        let codec = self.both.layout.rounding().kv_codec();
         let mut rows = vec![0; self.shape.rows * codec.row_bytes()];
         let stored = rows.chunks_exact_mut(codec.row_bytes());
-        stored.zip(self.x.kv.chunks_exact(HEAD_DIM)).for_each(|(to, row)| codec.encode(row, to));
+        stored
+            .zip(self.plain.x.kv.chunks_exact(HEAD_DIM))
+            .for_each(|(to, row)| codec.encode(row, to));
         let top_k = self.both.model.config.index_top_k;
         let (device, scratch) = (&self.both.device, &mut self.both.scratch);
         device.upload(&mut scratch.queries, 0, &split(&queries).0).unwrap();
         device.upload(&mut scratch.kv_rows, 0, &rows).unwrap();
-        for (r, chosen) in self.x.selected.iter().enumerate() {
+        for (r, chosen) in self.plain.x.selected.iter().enumerate() {
             if let Some(chosen) = chosen {
                 device.upload(&mut scratch.selected, r * top_k, chosen).unwrap();
             }
@@ -281,17 +265,17 @@ impl Step<'_> {
     }
 
     /// Compressed rows and index keys, those of the step among them.
-    fn upload_rows(&mut self, layer: usize) {
+    fn upload_rows(&mut self) {
         for span in &self.batch.spans {
-            let rows = self.both.plain.layer_rows(&self.both.plain_caches[span.session], layer);
-            self.both.caches[span.session].set_layer_rows(layer, &rows.unwrap()).unwrap();
+            let end = span.start + span.rows.len();
+            self.both.copy_rows(span.session, self.plain.caches[span.session], end);
         }
     }
 
     /// Spreads the plain path's pending output over its streams.
     fn spread(&mut self, layer: usize) {
         if let Some(sublayer) = self.pending.take() {
-            self.both.plain.hc_post(layer, sublayer, self.batch, &mut self.x).unwrap();
+            self.plain.hc_post(layer, sublayer).unwrap();
         }
     }
 }
@@ -300,7 +284,7 @@ impl Step<'_> {
 impl Step<'_> {
     /// The device's queries, normalised and rotated here, as attention does there.
     fn queries(&self, layer: usize) -> Vec<f32> {
-        let mut queries = values(&self.halves(|s| &s.queries, self.x.heads.len()));
+        let mut queries = values(&self.halves(|s| &s.queries, self.plain.x.heads.len()));
         let width = queries.len() / self.shape.rows;
         let epsilon = self.both.model.config.rms_epsilon;
         for (row, rotation) in queries.chunks_exact_mut(width).zip(self.rotations(layer)) {
@@ -313,12 +297,13 @@ impl Step<'_> {
     }
 
     fn check_key_values(&mut self, place: &str) {
-        let codec = self.both.rounding.kv_codec();
+        let codec = self.both.layout.rounding().kv_codec();
         let len = self.shape.rows * codec.row_bytes();
         let found = self.both.device.download(&self.both.scratch.kv_rows, 0..len).unwrap();
         let mut expected = vec![0; len];
         let rows = expected.chunks_exact_mut(codec.row_bytes());
-        rows.zip(self.x.kv.chunks_exact(HEAD_DIM)).for_each(|(to, row)| codec.encode(row, to));
+        rows.zip(self.plain.x.kv.chunks_exact(HEAD_DIM))
+            .for_each(|(to, row)| codec.encode(row, to));
         let (closeness, bounds) = (&mut self.both.closeness, [halves(1), halves(2)]);
         let what = ["key/value rows", "key/value rows, rotated part"];
         closeness.compare_stored(what, place, codec, (&found, &expected), self.rows, bounds);
@@ -326,28 +311,31 @@ impl Step<'_> {
 
     /// Rows and index keys that became complete.
     fn check_compressed(&mut self, layer: usize) {
-        let (kind, rounding) = (self.kind(layer), self.both.rounding);
         let place = format!("layer {layer}");
         let bounds = [pair_products(self.hidden()); 2];
         for span in &self.batch.spans {
-            let found = self.both.caches[span.session].layer_rows(layer).unwrap();
-            let plain = &self.both.plain_caches[span.session];
-            let expected = self.both.plain.layer_rows(plain, layer).unwrap();
-            let short = self.is_decoded(span);
-            let Some(complete) = span.start.checked_div(kind.ratio()) else { continue };
-            let mut check = |what, codec: RowCodec, found: &[u8], expected: &[u8]| {
-                let from = complete * codec.row_bytes();
-                let all = expected.len() / codec.row_bytes() - complete;
-                let decoded = if short { all } else { 0 };
-                let (pair, rows) = ((&found[from..], &expected[from..]), Rows { decoded, all });
+            let end = span.start + span.rows.len();
+            let decoded = self.is_decoded(span);
+            let planes = self.both.layer(layer).planes();
+            for (plane, layout) in planes {
+                let new = layout.rows(span.start)..layout.rows(end);
+                let all = new.len();
+                let ours = &self.both.caches[span.session];
+                let found = ours.read_rows(layer, plane, new.clone()).unwrap();
+                let plain = &self.plain.caches[span.session];
+                let expected = plain.read_rows(layer, plane, new).unwrap();
+                let rows = Rows { decoded: if decoded { all } else { 0 }, all };
+                let (what, codec) = match plane {
+                    Plane::Rows => (
+                        ["compressed rows", "compressed rows, rotated part"],
+                        self.both.layout.rounding().kv_codec(),
+                    ),
+                    Plane::IndexKeys => {
+                        (["index keys", ""], self.both.layout.rounding().index_codec())
+                    }
+                };
                 let closeness = &mut self.both.closeness;
-                closeness.compare_stored(what, &place, codec, pair, rows, bounds);
-            };
-            let what = ["compressed rows", "compressed rows, rotated part"];
-            check(what, rounding.kv_codec(), &found.rows, &expected.rows);
-            if kind == LayerKind::Csa {
-                let codec = rounding.index_codec();
-                check(["index keys", ""], codec, &found.index_keys, &expected.index_keys);
+                closeness.compare_stored(what, &place, codec, (&found, &expected), rows, bounds);
             }
         }
     }
@@ -363,7 +351,7 @@ impl Step<'_> {
         for span in &self.batch.spans {
             let keys = self.index_keys(layer, span);
             for (i, r) in span.rows.clone().enumerate() {
-                let Some(expected) = &self.x.selected[r] else { continue };
+                let Some(expected) = &self.plain.x.selected[r] else { continue };
                 let visible = (span.start + i + 1) / LayerKind::Csa.ratio();
                 let keys = &keys[..visible * INDEX_DIM];
                 let query = Query {
@@ -374,7 +362,7 @@ impl Step<'_> {
                 let mut scores = vec![0.0; visible];
                 index_scores(query.heads, keys, query.weights, &mut scores);
                 assert_eq!(&top_k(&scores, k), expected, "{place}");
-                let errors = query.errors(self.both.rounding, keys);
+                let errors = query.errors(self.both.layout.rounding(), keys);
                 if let Some(found) = self.scores(r, visible) {
                     off += usize::from(!check_scores(&place, &found, &scores, &errors));
                     all += 1;
@@ -382,7 +370,7 @@ impl Step<'_> {
                 check_choice(&place, &selected[r * k..][..k], expected, &scores, &errors);
             }
         }
-        if self.both.rounding == CacheRounding::On {
+        if self.both.layout.rounding() == CacheRounding::On {
             assert!(off <= 1 + all / 20, "{off} queries of {all} in layer {layer} are off");
         }
     }
@@ -393,26 +381,27 @@ impl Step<'_> {
         let indexer = indexer.as_ref().expect("a layer with an indexer");
         let heads = self.both.model.config.index_heads;
         let mut queries = vec![0.0; self.shape.rows * heads * INDEX_DIM];
-        matmul(indexer.q_b.view(), &self.x.q_latent, &mut queries);
-        let codec = self.both.rounding.index_codec();
+        matmul(indexer.q_b.view(), &self.plain.x.q_latent, &mut queries);
+        let codec = self.both.layout.rounding().index_codec();
         let rows = queries.chunks_exact_mut(heads * INDEX_DIM);
-        for (row, rotation) in rows.zip(&self.x.yarn_rotations) {
+        for (row, rotation) in rows.zip(&self.plain.x.yarn_rotations) {
             for q in row.chunks_exact_mut(INDEX_DIM) {
                 rotation.apply(q);
                 codec.round_trip(q);
             }
         }
         let mut weights = vec![0.0; self.shape.rows * heads];
-        matmul(indexer.head_weights.view(), &self.x.x, &mut weights);
+        matmul(indexer.head_weights.view(), &self.plain.x.x, &mut weights);
         let scale = ((INDEX_DIM * heads) as f32).sqrt().recip();
         weights.iter_mut().for_each(|w| *w *= scale);
         (queries, weights)
     }
 
     fn index_keys(&self, layer: usize, span: &Span) -> Vec<f32> {
-        let codec = self.both.rounding.index_codec();
-        let plain = &self.both.plain_caches[span.session];
-        let stored = self.both.plain.layer_rows(plain, layer).unwrap().index_keys;
+        let codec = self.both.layout.rounding().index_codec();
+        let keys = (span.start + span.rows.len()) / LayerKind::Csa.ratio();
+        let plain = &self.plain.caches[span.session];
+        let stored = plain.read_rows(layer, Plane::IndexKeys, 0..keys).unwrap();
         decode(codec, &stored.chunks_exact(codec.row_bytes()).collect::<Vec<_>>())
     }
 
@@ -432,13 +421,12 @@ impl Step<'_> {
     /// What sessions keep: windows as they were given, and inputs of compressors, which are made
     /// from pairs of halves.
     fn check_kept(&mut self) {
-        let codec = self.both.rounding.kv_codec();
+        let codec = self.both.layout.rounding().kv_codec();
         let bounds = [pair_products(self.hidden()); 2];
         for span in &self.batch.spans {
             let end = span.start + span.rows.len();
-            let found = self.both.caches[span.session].frontier(end).unwrap();
-            let plain = &self.both.plain_caches[span.session];
-            let expected = self.both.plain.frontier(plain, end).unwrap();
+            let found = self.both.caches[span.session].read_frontier(end).unwrap();
+            let expected = self.plain.caches[span.session].read_frontier(end).unwrap();
             let layers = found.layers.iter().zip(&expected.layers).enumerate();
             for (l, (found, expected)) in layers {
                 let place = format!("layer {l}");
@@ -477,13 +465,13 @@ impl Step<'_> {
 
     fn rotations(&self, layer: usize) -> &[Rotation] {
         match self.kind(layer) {
-            LayerKind::Swa => &self.x.plain_rotations,
-            LayerKind::Csa | LayerKind::Hca => &self.x.yarn_rotations,
+            LayerKind::Swa => &self.plain.x.plain_rotations,
+            LayerKind::Csa | LayerKind::Hca => &self.plain.x.yarn_rotations,
         }
     }
 
-    fn stages(&self) -> Stages<'_> {
-        self.both.stages(self.shape)
+    fn step(&self) -> CudaStep<'_> {
+        self.both.begin_step(self.shape, self.pending)
     }
 
     fn floats(&self, pick: impl Fn(&Scratch) -> &Buffer<f32>, len: usize) -> Vec<f32> {

@@ -4,13 +4,11 @@
 
 mod checks;
 mod closeness;
-#[allow(dead_code, reason = "shared with tests that need the logits, too")]
-#[path = "../../../../../ds4-cpu/tests/common/mod.rs"]
-mod common;
 mod side_by_side;
 
 use std::sync::Arc;
 
+use ds4_conformance::{golden::golden, tiny_file};
 use ds4_engine::rows::CacheRounding;
 use ds4_model::Model;
 
@@ -40,12 +38,12 @@ fn stages_with_rounded_caches_equal_the_plain_ones_on_golden_sequences() {
 
 fn run(file: &str, rounding: CacheRounding) {
     let Some(device) = device() else { return };
-    let sequences = common::golden(file);
+    let sequences = golden(file);
     let tokens = ["n257", "n130"].map(|name| {
         let golden = sequences.iter().find(|golden| golden.name == name);
         golden.expect("a sequence of that length").tokens.as_slice()
     });
-    let model = Model::open(&common::tiny_file("tiny-b-q2.gguf")).expect("the model");
+    let model = Model::open(&tiny_file("tiny-b-q2.gguf")).expect("the model");
     let mut both = SideBySide::new(device, Arc::new(model), rounding, tokens.len());
     for step in STEPS {
         let work = step.iter().map(|&(session, len)| {

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use ds4_cpu::{CpuBackend, Kernels};
+use ds4_conformance::phase_of;
+use ds4_cpu::{CpuBackend, CpuStep, Kernels};
 use ds4_engine::{
-    Backend,
-    backend::{Batch, PREFILL_MIN, Span, Sublayer},
+    Phase,
+    backend::{Batch, Cache as _, Span, Sublayer},
+    layout::{LayerLayout, StateLayout},
     rope::frequencies,
     rows::CacheRounding,
 };
@@ -16,28 +18,33 @@ use crate::{
     Cache,
     device::{Buffer, Device},
     scratch::Scratch,
-    stages::layer::{Shape, Stages, visible},
+    stages::layer::{CudaStep, Shape, visible},
     weights::Weights,
 };
 
 /// Rows of the longest step.
 const MOST_ROWS: usize = 256;
 /// Rows of a chunk whose logits are wanted.
-const CHUNK_LOGITS: usize = PREFILL_MIN + 1;
+const CHUNK_LOGITS: usize = 9;
 
 /// The same sessions on both sides.
 pub struct SideBySide {
-    pub(super) model: Arc<Model>,
-    pub(super) rounding: CacheRounding,
-    pub(super) plain: CpuBackend,
-    pub(super) plain_caches: Vec<ds4_cpu::Cache>,
-    pub(super) device: Device,
+    plain: CpuBackend,
+    plain_caches: Vec<ds4_cpu::Cache>,
+    ours: OnDevice,
+    positions: Vec<usize>,
+}
+
+/// The device's side.
+pub struct OnDevice {
+    pub model: Arc<Model>,
+    pub layout: StateLayout,
+    pub device: Device,
     weights: Weights,
     frequencies: Buffer<f32>,
-    pub(super) scratch: Scratch,
-    pub(super) caches: Vec<Cache>,
-    positions: Vec<usize>,
-    pub(super) closeness: Closeness,
+    pub scratch: Scratch,
+    pub caches: Vec<Cache>,
+    pub closeness: Closeness,
 }
 
 impl SideBySide {
@@ -49,22 +56,27 @@ impl SideBySide {
         sessions: usize,
     ) -> SideBySide {
         let config = &model.config;
+        let layout = StateLayout::new(config, rounding);
         let plain = CpuBackend::new(model.clone(), Kernels::Reference, rounding);
         let weights = Weights::load(&device, &model, |_, _| {}).expect("weights");
         let both = [LayerKind::Swa, LayerKind::Csa].map(|kind| frequencies(config, kind));
-        let cache = |_| Cache::new(&device, config, rounding).expect("memory for a session");
-        SideBySide {
-            rounding,
-            plain_caches: (0..sessions).map(|_| plain.new_cache().expect("a cache")).collect(),
-            plain,
+        let cache = |_| Cache::new(&device, &layout, 0).expect("memory for a session");
+        let sizes = (MOST_ROWS, MOST_ROWS);
+        let ours = OnDevice {
             frequencies: device.buffer(both.as_flattened()).expect("frequencies"),
-            scratch: Scratch::new(&device, config, rounding, &weights, MOST_ROWS).expect("scratch"),
+            scratch: Scratch::new(&device, config, rounding, &weights, sizes).expect("scratch"),
             caches: (0..sessions).map(cache).collect(),
-            positions: vec![0; sessions],
             closeness: Closeness::default(),
+            layout,
             weights,
             device,
             model,
+        };
+        SideBySide {
+            plain_caches: (0..sessions).map(|_| plain.empty_cache()).collect(),
+            plain,
+            ours,
+            positions: vec![0; sessions],
         }
     }
 
@@ -77,9 +89,9 @@ impl SideBySide {
     pub fn step(&mut self, work: &[(usize, &[u32])]) {
         let batch = self.batch(work);
         self.begin(&batch);
-        let x = self.plain.embed(&batch).expect("embeddings");
-        let layers = self.model.config.layers.clone();
-        let mut step = Step::new(self, &batch, x);
+        let plain = CpuStep::new(&self.plain, &batch, self.plain_caches.iter_mut().collect());
+        let layers = self.ours.model.config.layers.clone();
+        let mut step = Step::new(&mut self.ours, plain, &batch);
         step.embed();
         for (l, layer) in layers.iter().enumerate() {
             step.read_streams(l, Sublayer::Attention);
@@ -101,7 +113,7 @@ impl SideBySide {
 
     /// Prints how close results were.
     pub fn report(&self) {
-        self.closeness.report();
+        self.ours.closeness.report();
     }
 
     fn batch(&self, work: &[(usize, &[u32])]) -> Batch {
@@ -110,7 +122,7 @@ impl SideBySide {
             let first = batch.tokens.len();
             batch.tokens.extend_from_slice(tokens);
             let rows = first..batch.tokens.len();
-            if tokens.len() < PREFILL_MIN {
+            if phase_of(tokens.len()) == Phase::Decode {
                 batch.decode_rows += tokens.len();
                 batch.decode_logits += tokens.len();
             }
@@ -122,48 +134,58 @@ impl SideBySide {
 
     /// Puts the sessions where the plain path has them, and makes the tables of a step.
     fn begin(&mut self, batch: &Batch) {
-        let layers = self.model.config.layers.len();
+        let ours = &mut self.ours;
         for span in &batch.spans {
             let from = &self.plain_caches[span.session];
-            let to = &mut self.caches[span.session];
-            for l in 0..layers {
-                to.set_layer_rows(l, &self.plain.layer_rows(from, l).expect("rows")).expect("rows");
-            }
-            to.set_frontier(&self.plain.frontier(from, span.start).expect("a frontier"))
-                .expect("a frontier");
+            ours.copy_rows(span.session, from, span.start);
+            let to = &mut ours.caches[span.session];
+            let frontier = from.read_frontier(span.start).expect("a frontier");
+            to.write_frontier(&frontier).expect("a frontier");
             to.reserve(span.start + span.rows.len()).expect("memory for rows");
         }
-        let pointers = self.caches.iter().map(Cache::pointers);
-        self.scratch.caches.upload(&self.device, pointers, layers).expect("addresses");
-        let crowded = batch.spans.iter().any(|s| visible(s) > self.model.config.index_top_k);
-        self.scratch.step.fill(batch, crowded);
-        self.scratch.step.upload(&self.device).expect("tables");
+        let (config, scratch) = (&ours.model.config, &mut ours.scratch);
+        let pointers = ours.caches.iter().map(Cache::pointers);
+        scratch.caches.upload(&ours.device, pointers, config.layers.len()).expect("addresses");
+        let crowded = batch.spans.iter().any(|s| visible(s) > config.index_top_k);
+        scratch.step.fill(batch, crowded);
+        scratch.step.upload(&ours.device).expect("tables");
         let wanted: Vec<u32> = batch.logit_rows.iter().map(|r| *r as u32).collect();
-        self.device.upload(&mut self.scratch.head.rows, 0, &wanted).expect("rows");
+        ours.device.upload(&mut scratch.head.rows, 0, &wanted).expect("rows");
+    }
+}
+
+impl OnDevice {
+    /// Gives a session the compressed rows and index keys of `from` after `tokens` tokens.
+    pub fn copy_rows(&mut self, session: usize, from: &ds4_cpu::Cache, tokens: usize) {
+        for (l, layer) in self.layout.layers().iter().enumerate() {
+            for (plane, layout) in layer.planes() {
+                let rows = from.read_rows(l, plane, 0..layout.rows(tokens)).expect("rows");
+                self.caches[session].write_rows(l, plane, 0, &rows).expect("room for rows");
+            }
+        }
     }
 
-    pub(super) fn stages(&self, shape: Shape) -> Stages<'_> {
-        Stages {
+    pub fn layer(&self, layer: usize) -> &LayerLayout {
+        &self.layout.layers()[layer]
+    }
+
+    /// A step of the device, with the output of `pending` still to be spread.
+    pub fn begin_step(&self, shape: Shape, pending: Option<Sublayer>) -> CudaStep<'_> {
+        let mut step = CudaStep {
             device: &self.device,
             config: &self.model.config,
             weights: &self.weights,
-            rounding: self.rounding,
+            rounding: self.layout.rounding(),
             frequencies: &self.frequencies,
             scratch: &self.scratch,
             shape,
-        }
+            pending: None,
+        };
+        step.pending = pending.map(|sublayer| step.output_of(sublayer));
+        step
     }
 
-    /// The plain path's caches, as its stages want them.
-    pub(super) fn with_plain_caches(
-        &mut self,
-        stage: impl FnOnce(&CpuBackend, &mut [&mut ds4_cpu::Cache]),
-    ) {
-        let mut caches: Vec<_> = self.plain_caches.iter_mut().collect();
-        stage(&self.plain, &mut caches);
-    }
-
-    pub(super) fn floats(&self, pick: impl Fn(&Scratch) -> &Buffer<f32>, len: usize) -> Vec<f32> {
+    pub fn floats(&self, pick: impl Fn(&Scratch) -> &Buffer<f32>, len: usize) -> Vec<f32> {
         self.device.download(pick(&self.scratch), 0..len).expect("a result")
     }
 }

@@ -1,42 +1,17 @@
-//! Golden vectors: logits of an independent implementation for given tokens.
+//! Golden logits: those of an independent implementation for given tokens.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::fs;
 
-use ds4_cpu::{CpuBackend, Kernels};
-use ds4_engine::{Backend, Engine, LogitsWanted, Session, Work, rows::CacheRounding, sampling};
-use ds4_model::Model;
+use ds4_engine::sampling;
 use safetensors::SafeTensors;
 
-pub type CpuEngine = Engine<CpuBackend>;
-
-pub fn tiny_file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny").join(name)
-}
-
-pub fn tiny_engine(kernels: Kernels, rounding: CacheRounding) -> CpuEngine {
-    let model = Model::open(&tiny_file("tiny-b-q2.gguf")).unwrap();
-    Engine::new(CpuBackend::new(Arc::new(model), kernels, rounding))
-}
-
-/// Appends `tokens` in chunks; returns the logits after every one of them.
-pub fn feed<B: Backend>(
-    engine: &Engine<B>,
-    session: &mut Session<B>,
-    tokens: &[u32],
-    chunk: usize,
-) -> Vec<Vec<f32>> {
-    let mut rows = Vec::new();
-    for tokens in tokens.chunks(chunk) {
-        let mut work = [Work { session: &mut *session, tokens, logits: LogitsWanted::All }];
-        let logits = engine.step(&mut work).unwrap().remove(0);
-        rows.extend(logits.data.chunks_exact(logits.vocab).map(<[f32]>::to_vec));
-    }
-    rows
-}
+use crate::{divergence::kl, tiny_file};
 
 /// One sequence of a golden file.
 pub struct Golden {
+    /// Its name in the file.
     pub name: String,
+    /// Its tokens.
     pub tokens: Vec<u32>,
     /// Positions with complete logits, and the logits.
     full: Vec<(usize, Vec<f32>)>,
@@ -49,8 +24,11 @@ pub struct Golden {
 /// How far logits are from golden ones.
 #[derive(Debug)]
 pub struct Distance {
+    /// Largest difference of two logits.
     pub max_abs: f64,
+    /// Mean KL divergence over the positions, in nats.
     pub kl_mean: f64,
+    /// Largest KL divergence at a position.
     pub kl_max: f64,
     /// Share of positions whose best token is the golden one (or ties with it within 1e-3).
     pub top1: f64,
@@ -58,22 +36,25 @@ pub struct Distance {
 
 /// All sequences of `file` in models/tiny.
 pub fn golden(file: &str) -> Vec<Golden> {
-    let bytes = fs::read(tiny_file(file)).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let bytes = fs::read(tiny_file(file)).expect("a golden file");
+    let tensors = SafeTensors::deserialize(&bytes).expect("a golden file");
     let mut names: Vec<String> = tensors
         .names()
         .iter()
         .filter_map(|n| Some(n.strip_suffix(".tokens")?.to_string()))
         .collect();
-    names.sort_by_key(|n| n[1..].parse::<usize>().unwrap());
+    names.sort_by_key(|n| n[1..].parse::<usize>().expect("a golden file"));
     names.into_iter().map(|name| Golden::read(&tensors, name)).collect()
 }
 
 impl Golden {
     fn read(tensors: &SafeTensors<'_>, name: String) -> Self {
         let words = |key: &str| -> Vec<u32> {
-            let data = tensors.tensor(&format!("{name}.{key}")).unwrap().data().to_vec();
-            data.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
+            let data =
+                tensors.tensor(&format!("{name}.{key}")).expect("a golden file").data().to_vec();
+            data.chunks_exact(4)
+                .map(|b| u32::from_le_bytes(b.try_into().expect("a golden file")))
+                .collect()
         };
         let floats =
             |key: &str| -> Vec<f32> { words(key).into_iter().map(f32::from_bits).collect() };
@@ -108,7 +89,7 @@ impl Golden {
             };
             max_abs = max_abs.max(diff);
             kl.push(divergence.max(0.0));
-            let best = sampling::argmax(row).unwrap();
+            let best = sampling::argmax(row).expect("finite logits");
             let (_, largest) = self.top[p][0];
             agree +=
                 usize::from(self.top[p].iter().any(|(t, x)| *t == best && largest - x <= 1e-3));
@@ -139,12 +120,6 @@ impl Golden {
 }
 
 fn complete(golden: &[f32], row: &[f32]) -> (f64, f64) {
-    let (total_golden, total) = (sampling::log_sum_exp(golden), sampling::log_sum_exp(row));
-    let (mut diff, mut kl) = (0f64, 0.0);
-    for (g, x) in golden.iter().zip(row) {
-        let (g, x) = (*g as f64, *x as f64);
-        diff = diff.max((g - x).abs());
-        kl += (g - total_golden).exp() * ((g - total_golden) - (x - total));
-    }
-    (diff, kl)
+    let apart = golden.iter().zip(row).map(|(g, x)| (f64::from(*g) - f64::from(*x)).abs());
+    (apart.fold(0.0, f64::max), kl(golden, row))
 }
