@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use ds4_engine::Backend;
 use ds4_eval::{
     Error, nano,
     runner::{self, Answer, Settings, Verdict},
@@ -28,6 +29,7 @@ use self::journal::Journal;
 use crate::{
     compute::ComputeArgs,
     interrupt::{self, Again},
+    memory,
     model::ModelArgs,
     terminal::{self, Unit},
     text::ProfileArgs,
@@ -107,15 +109,18 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
     interrupt::catch(Again::Exit)?;
     let bar = terminal::progress_bar(cases.len() as u64, "answering", Unit::Steps);
     bar.set_position(answers.len() as u64);
+    let (config, rounding) = (engine.config().clone(), engine.backend().cache_rounding());
+    let session_bytes = Box::new(move |tokens| memory::cache_bytes(&config, rounding, tokens));
     let settings = Settings { at_once: args.parallel.get(), max_tokens: args.answer_tokens.get() };
     let start = Instant::now();
     let is_right = |answer: &Answer| answer.verdict == Verdict::Right;
     let right = Cell::new(answers.iter().filter(|answer| is_right(answer)).count());
     let result = runner::run(
-        &engine,
+        engine,
         &encoder,
         &waiting,
         settings,
+        session_bytes,
         |answer| {
             right.set(right.get() + usize::from(is_right(&answer)));
             if let Some(journal) = &mut journal {
