@@ -3,7 +3,7 @@
 use std::{iter, slice, time::Instant};
 
 use anyhow::{Context, Result};
-use ds4_engine::{Backend, LogitsWanted, TokenId, Work, sampling::UnusableLogits};
+use ds4_engine::{Backend, Logits, LogitsWanted, TokenId, Work, sampling::UnusableLogits};
 use ds4_model::Model;
 use indicatif::ProgressBar;
 
@@ -13,7 +13,6 @@ use super::{
 };
 use crate::{
     compute::{Engine, Session},
-    generation::{self, Speed},
     memory,
     terminal::{self, Unit},
     text,
@@ -113,15 +112,15 @@ impl<'a> Bench<'a> {
     fn read(&mut self, position: usize) -> Result<(f64, TokenId)> {
         let tokens = &self.text[self.session.len()..position];
         let start = Instant::now();
-        let logits = generation::prefill(
-            self.engine,
-            &mut self.session,
-            tokens,
-            LogitsWanted::Best,
-            None,
-            &mut Speed::default(),
-        )?;
-        let token = self.next.after(position, logits.context("interrupted")?.best())?;
+        let chunks = tokens.chunks(self.engine.backend().prefill_chunk());
+        let (count, mut best) = (chunks.len(), None);
+        for (i, tokens) in (1..).zip(chunks) {
+            // The head reads as much as a layer; what nobody asks for is not computed.
+            let logits = if i == count { LogitsWanted::Best } else { LogitsWanted::None };
+            let work = Work { session: &mut self.session, tokens, logits };
+            best = self.engine.step(&mut [work])?.first().and_then(Logits::best);
+        }
+        let token = self.next.after(position, best)?;
         Ok((start.elapsed().as_secs_f64(), token))
     }
 
