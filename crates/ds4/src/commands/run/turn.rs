@@ -129,3 +129,43 @@ impl Turn {
 fn between(from: Option<Instant>, until: Option<Instant>) -> Duration {
     from.zip(until).map_or(Duration::ZERO, |(from, until)| until.saturating_duration_since(from))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turn(finish: Finish, tokens: u32) -> Turn {
+        let mut turn = Turn::new(10);
+        turn.started(4);
+        turn.read(0);
+        (0..tokens).for_each(|token| turn.token(AnswerToken { token, logprobs: None }));
+        turn.finish = finish;
+        turn.end();
+        turn
+    }
+
+    #[test]
+    fn the_last_token_is_computed_only_if_the_model_ends_there() {
+        let counts = |turn: Turn| (turn.prefill().tokens, turn.decode().tokens, turn.context());
+        assert_eq!(counts(turn(Finish::Stop, 3)), (6, 3, 13));
+        assert_eq!(counts(turn(Finish::Length, 3)), (6, 2, 12));
+        assert_eq!(counts(turn(Finish::Stop, 0)), (6, 0, 10));
+    }
+
+    #[test]
+    fn an_interrupted_prompt_counts_as_far_as_it_was_read() {
+        let mut turn = Turn::new(10);
+        turn.started(4);
+        turn.read(3);
+        turn.end();
+        assert_eq!((turn.prefill().tokens, turn.decode().tokens, turn.context()), (3, 0, 7));
+        assert_eq!(Turn::new(10).context(), 0, "it has not begun");
+    }
+
+    #[test]
+    fn nothing_takes_no_time() {
+        assert_eq!(Speed::default().per_second(), 0.0);
+        let speed = Speed { tokens: 3, time: Duration::from_millis(500) };
+        assert_eq!(speed.per_second(), 6.0);
+    }
+}
