@@ -71,6 +71,15 @@ pub enum Error {
     /// The device failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The runtime did not take a request.
+    #[error(transparent)]
+    Refused(#[from] ds4_runtime::Refused),
+    /// A request failed.
+    #[error(transparent)]
+    Request(#[from] ds4_runtime::Failure),
+    /// The system has no more threads.
+    #[error("cannot start threads: {0}")]
+    Threads(io::Error),
     /// The model computed no numbers.
     #[error(transparent)]
     Logits(#[from] UnusableLogits),

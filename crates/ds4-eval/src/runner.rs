@@ -1,23 +1,30 @@
 //! Answers many cases at once.
 //!
-//! A fixed number of sessions is kept busy: each step decodes a token for every case that is being
-//! answered and reads a piece of the prompts of others. Tokens are the most likely ones, and a
-//! session's logits don't depend on what else is in a step, so answers don't depend on how many
-//! cases run at once.
+//! A fixed number of requests is kept before a runtime. Tokens are the likeliest ones, and a
+//! request's tokens don't depend on what else runs, so answers don't depend on how many cases run
+//! at once.
 
-use std::{collections::HashMap, ops::ControlFlow};
+use std::{
+    collections::HashMap,
+    ops::ControlFlow,
+    sync::{Mutex, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
 
-use ds4_engine::{Engine, Phase, Session, TokenId, Wanted, Work};
+use ds4_engine::{Engine, TokenId, sampling::SamplingParams};
 use ds4_model::{
     detokenize::{OutputDelta, OutputSplitter},
     prompt::PromptEncoder,
 };
+use ds4_runtime::{ClientId, Event, Finish, Limits, Request, Runtime};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, suite::Case};
 
-/// Tokens of prompts that are read in one step.
-const PROMPT_TOKENS: usize = 512;
+/// KV memory for so many times what the cases need that are answered at once: checkpoints, and
+/// what the scheduler reserves.
+const KV_SLACK: u64 = 2;
 
 /// How to answer.
 #[derive(Debug, Clone, Copy)]
@@ -97,172 +104,171 @@ pub fn resume(cases: &[Case], earlier: Vec<Answer>) -> (Vec<Answer>, Vec<&Case>)
 }
 
 /// Answers `cases` and gives each answer to `answered` as soon as it is complete. `progress`
-/// hears of every step and stops the run by breaking.
+/// hears of everything that was computed and stops the run by breaking.
 ///
 /// # Errors
 /// [`Error::Stopped`] if it was stopped, or if a case is too long, or the engine or `answered`
 /// fails.
 pub fn run(
-    engine: &Engine,
+    engine: Engine,
     encoder: &PromptEncoder,
     cases: &[&Case],
     settings: Settings,
     mut answered: impl FnMut(Answer) -> Result<()>,
     mut progress: impl FnMut(Status) -> ControlFlow<()>,
 ) -> Result<()> {
-    let mut waiting = cases.iter();
-    let mut active: Vec<Active<'_>> = Vec::new();
+    let context = engine.config().context_length;
+    let asked = cases.iter().map(|case| Asked::new(encoder, case, settings, context));
+    let asked = asked.collect::<Result<Vec<_>>>()?;
+    let longest = asked.iter().map(|asked| asked.prompt.len() + asked.limit).max().unwrap_or(0);
+    let at_once = settings.at_once.clamp(1, asked.len().max(1));
+    let session = engine.backend().session_bytes(longest);
+    let limits = Limits {
+        context,
+        running: at_once,
+        waiting: at_once,
+        prefill_chunk: engine.backend().prefill_chunk(),
+        kv_bytes: KV_SLACK * at_once as u64 * session,
+        stall: Duration::MAX,
+    };
+    let tokenizer = encoder.tokenizer().clone();
+    let runtime = Runtime::start(engine, tokenizer, limits, Box::new(()));
+    let runtime = runtime.map_err(Error::Threads)?;
+    let queue = Mutex::new(asked.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let (news, messages) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..at_once {
+            let (news, next, runtime) = (news.clone(), &next, &runtime);
+            let ask = move || {
+                // Nobody hears of it once the run has ended.
+                while let Some(asked) = next()
+                    && asked.answer(runtime, encoder, &news).is_ok()
+                {}
+            };
+            thread::Builder::new().spawn_scoped(scope, ask).map_err(Error::Threads)?;
+        }
+        drop(news);
+        collect(messages, &mut answered, &mut progress)
+    })
+}
+
+/// Hands out what the threads send until all have ended.
+fn collect(
+    messages: mpsc::Receiver<Message>,
+    answered: &mut impl FnMut(Answer) -> Result<()>,
+    progress: &mut impl FnMut(Status) -> ControlFlow<()>,
+) -> Result<()> {
     let mut status = Status::default();
-    loop {
-        while active.len() < settings.at_once.max(1) {
-            let Some(case) = waiting.next() else { break };
-            active.push(Active::new(engine, encoder, case, settings)?);
-        }
-        if active.is_empty() {
-            return Ok(());
-        }
-        status.tokens += step(engine, &mut active)?;
-        for index in (0..active.len()).rev() {
-            if active[index].ended.is_some() {
-                answered(active.swap_remove(index).finish())?;
+    for message in messages {
+        match message {
+            Message::Computed(tokens) => status.tokens += tokens,
+            Message::Answered(answer) => {
+                answered(*answer)?;
                 status.answered += 1;
             }
+            Message::Failed(error) => return Err(error),
         }
         if progress(status).is_break() {
             return Err(Error::Stopped);
         }
     }
+    Ok(())
 }
 
-/// A case that is being answered.
-struct Active<'c> {
+/// What a thread that waits for an answer tells.
+enum Message {
+    /// So many tokens more.
+    Computed(usize),
+    Answered(Box<Answer>),
+    Failed(Error),
+}
+
+/// A case with its prompt.
+struct Asked<'c> {
     case: &'c Case,
-    session: Session,
-    /// Prompt, and what was sampled after it.
-    tokens: Vec<TokenId>,
-    prompt_tokens: usize,
+    prompt: Vec<TokenId>,
+    /// Tokens that the answer may have.
     limit: usize,
-    stops: Vec<TokenId>,
-    splitter: OutputSplitter,
-    output: OutputDelta,
-    ended: Option<Ended>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    ByItself,
-    AtTheLimit,
-}
-
-impl<'c> Active<'c> {
+impl<'c> Asked<'c> {
     fn new(
-        engine: &Engine,
         encoder: &PromptEncoder,
         case: &'c Case,
         settings: Settings,
+        context: usize,
     ) -> Result<Self> {
         let failed = |source| Error::Prompt { case: case.id.clone(), source: Box::new(source) };
-        let tokens = encoder.encode(&case.conversation).map_err(failed)?.ids;
+        let prompt = encoder.encode(&case.conversation).map_err(failed)?.ids;
         let limit = case.max_tokens.unwrap_or(settings.max_tokens).max(1);
-        let (found, longest) = (tokens.len() + limit, engine.config().context_length);
-        if found > longest {
-            return Err(Error::LongCase { case: case.id.clone(), found, limit: longest });
+        let found = prompt.len() + limit;
+        if found > context {
+            return Err(Error::LongCase { case: case.id.clone(), found, limit: context });
         }
+        Ok(Asked { case, prompt, limit })
+    }
+
+    /// Waits for the answer. An error says that nobody listens any more.
+    fn answer(
+        self,
+        runtime: &Runtime,
+        encoder: &PromptEncoder,
+        news: &mpsc::Sender<Message>,
+    ) -> std::result::Result<(), mpsc::SendError<Message>> {
+        let request = Request {
+            client: ClientId::default(),
+            prompt: self.prompt.clone(),
+            max_tokens: self.limit,
+            sampling: SamplingParams::greedy(),
+            seed: 0,
+            top_logprobs: None,
+            grammar: None,
+            deadline: None,
+        };
+        let mut events = match runtime.submit(request) {
+            Ok(events) => events,
+            Err(refused) => return news.send(Message::Failed(refused.into())),
+        };
         let tokenizer = encoder.tokenizer().clone();
-        Ok(Active {
-            case,
-            session: engine.new_session()?,
-            prompt_tokens: tokens.len(),
-            limit,
-            stops: tokenizer.special().turn_ends().to_vec(),
-            splitter: OutputSplitter::after_prompt(tokenizer, &tokens),
-            tokens,
-            output: OutputDelta::default(),
-            ended: None,
-        })
-    }
-
-    /// Tokens that the session doesn't hold yet.
-    fn pending(&self) -> usize {
-        self.tokens.len() - self.session.len()
-    }
-
-    /// Takes the next token.
-    fn take(&mut self, token: TokenId) {
-        if self.stops.contains(&token) {
-            self.ended = Some(Ended::ByItself);
-            return;
-        }
-        self.tokens.push(token);
-        let delta = self.splitter.push(token);
-        self.add(delta);
-        if self.tokens.len() - self.prompt_tokens >= self.limit {
-            self.ended = Some(Ended::AtTheLimit);
-        }
-    }
-
-    fn add(&mut self, delta: OutputDelta) {
-        self.output.reasoning.push_str(&delta.reasoning);
-        self.output.answer.push_str(&delta.answer);
-    }
-
-    fn finish(mut self) -> Answer {
-        let splitter = self.splitter;
-        let rest = splitter.finish();
-        self.output.reasoning.push_str(&rest.reasoning);
-        self.output.answer.push_str(&rest.answer);
-        Answer {
+        let mut splitter = OutputSplitter::after_prompt(tokenizer, &self.prompt);
+        let (mut output, mut answer_tokens) = (OutputDelta::default(), 0);
+        let mut left = self.prompt.len();
+        let finish = loop {
+            match events.next_blocking() {
+                Some(Event::Started { cached }) => left -= cached.min(left),
+                Some(Event::Prefill { left: now }) => {
+                    news.send(Message::Computed(left.saturating_sub(now)))?;
+                    left = now;
+                }
+                Some(Event::Token(token)) => {
+                    answer_tokens += 1;
+                    add(&mut output, &splitter.push(token.token));
+                    news.send(Message::Computed(1))?;
+                }
+                Some(Event::Finished(finish)) => break finish,
+                Some(Event::Failed(failure)) => return news.send(Message::Failed(failure.into())),
+                None => return Ok(()),
+            }
+        };
+        add(&mut output, &splitter.finish());
+        news.send(Message::Answered(Box::new(Answer {
             id: self.case.id.clone(),
             task: self.case.task.clone(),
-            verdict: verdict(self.case, &self.output.answer),
-            cut: self.ended == Some(Ended::AtTheLimit),
-            prompt_tokens: self.prompt_tokens,
-            answer_tokens: self.tokens.len() - self.prompt_tokens,
-            reasoning: self.output.reasoning,
-            answer: self.output.answer,
+            verdict: verdict(self.case, &output.answer),
+            cut: finish == Finish::Length,
+            prompt_tokens: self.prompt.len(),
+            answer_tokens,
+            reasoning: output.reasoning,
+            answer: output.answer,
             case: hex(&self.case.hash),
-        }
+        })))
     }
 }
 
-/// One step for all that have something to compute; returns the tokens computed.
-fn step(engine: &Engine, active: &mut [Active<'_>]) -> Result<usize> {
-    let mut room = PROMPT_TOKENS;
-    let mut wanted = Vec::with_capacity(active.len());
-    for case in active.iter() {
-        let count = match case.pending() {
-            1 => 1,
-            pending => {
-                let count = pending.min(room);
-                room -= count;
-                count
-            }
-        };
-        wanted.push(count);
-    }
-    let mut indices = Vec::new();
-    let mut work = Vec::new();
-    for (index, (case, &count)) in active.iter_mut().zip(&wanted).enumerate() {
-        if count == 0 {
-            continue;
-        }
-        let start = case.session.len();
-        let is_last = start + count == case.tokens.len();
-        indices.push(index);
-        work.push(Work {
-            session: &mut case.session,
-            tokens: &case.tokens[start..start + count],
-            phase: if start < case.prompt_tokens { Phase::Prefill } else { Phase::Decode },
-            wanted: if is_last { &[Wanted::Argmax] } else { &[] },
-        });
-    }
-    let logits = engine.step(&mut work)?;
-    for (index, logits) in indices.into_iter().zip(logits) {
-        if let Some(token) = logits.argmax() {
-            active[index].take(token?);
-        }
-    }
-    Ok(wanted.iter().sum())
+fn add(output: &mut OutputDelta, delta: &OutputDelta) {
+    output.reasoning.push_str(&delta.reasoning);
+    output.answer.push_str(&delta.answer);
 }
 
 fn verdict(case: &Case, answer: &str) -> Verdict {

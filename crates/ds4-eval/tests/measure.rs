@@ -22,16 +22,22 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny/tiny-
 const GO_ON: ControlFlow<()> = ControlFlow::Continue(());
 
 struct Setup {
+    model: Arc<Model>,
+    kernels: Kernels,
     engine: Engine,
     tokenizer: Arc<Tokenizer>,
+}
+
+fn engine(model: Arc<Model>, kernels: Kernels) -> Engine {
+    Engine::new(CpuBackend::new(model, kernels, CacheRounding::Off))
 }
 
 impl Setup {
     fn new(kernels: Kernels) -> Self {
         let model = Arc::new(Model::open(Path::new(TINY)).unwrap());
         let tokenizer = Tokenizer::from_gguf(&model.files()[0], model.config.vocab).unwrap();
-        let backend = CpuBackend::new(model, kernels, CacheRounding::Off);
-        Setup { engine: Engine::new(backend), tokenizer: Arc::new(tokenizer) }
+        let engine = engine(model.clone(), kernels);
+        Setup { model, kernels, engine, tokenizer: Arc::new(tokenizer) }
     }
 
     fn encoder(&self) -> PromptEncoder {
@@ -61,6 +67,16 @@ impl Setup {
         perplexity
     }
 
+    fn run(
+        &self,
+        cases: &[&Case],
+        settings: Settings,
+        answered: impl FnMut(Answer) -> ds4_eval::Result<()>,
+    ) -> ds4_eval::Result<()> {
+        let engine = engine(self.model.clone(), self.kernels);
+        runner::run(engine, &self.encoder(), cases, settings, answered, |_| GO_ON)
+    }
+
     fn answers(&self, cases: &[Case], at_once: usize) -> Vec<Answer> {
         let mut answers = Vec::new();
         let settings = Settings { at_once, max_tokens: 12 };
@@ -69,7 +85,7 @@ impl Setup {
             answers.push(answer);
             Ok(())
         };
-        runner::run(&self.engine, &self.encoder(), &cases, settings, answered, |_| GO_ON).unwrap();
+        self.run(&cases, settings, answered).unwrap();
         answers.sort_by(|a, b| a.id.cmp(&b.id));
         answers
     }
@@ -185,8 +201,7 @@ fn cases_that_are_too_long_are_refused() {
         "grade": { "type": "exact", "answer": "a" } });
     let case = Case::from_json(value, 0).unwrap();
     let settings = Settings { at_once: 1, max_tokens: 1 };
-    let run =
-        runner::run(&setup.engine, &setup.encoder(), &[&case], settings, |_| Ok(()), |_| GO_ON);
+    let run = setup.run(&[&case], settings, |_| Ok(()));
     assert!(run.unwrap_err().to_string().starts_with("case x: 100000"));
 }
 

@@ -5,6 +5,9 @@
 //! have next, and [`replay`] keeps tool calls as the model wrote them. Nothing here knows HTTP, a
 //! dialect or a terminal.
 
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
+
 mod events;
 pub mod grammar;
 mod limits;

@@ -17,7 +17,7 @@ pub struct ClientId(pub u64);
 pub struct Request {
     /// Who asks.
     pub client: ClientId,
-    /// At least one token.
+    /// At least one token, and fewer than the context has.
     pub prompt: Vec<TokenId>,
     /// Most tokens of the answer, at least one.
     pub max_tokens: usize,
@@ -106,6 +106,9 @@ pub enum Failure {
 /// Why a request was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
+    /// No request that can be computed.
+    #[error("{0}")]
+    Invalid(String),
     /// Too many wait already.
     #[error("too many requests are waiting")]
     QueueFull {

@@ -32,6 +32,10 @@ pub struct Runtime {
     inbox: std_mpsc::Sender<Message>,
     load: Arc<Load>,
     waiting_limit: usize,
+    /// Tokens of a prompt and its answer together.
+    context: usize,
+    /// Tokens that the model knows.
+    vocab: usize,
     /// None once it has been joined.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -47,6 +51,7 @@ impl Runtime {
         limits: Limits,
         observer: Box<dyn Observer>,
     ) -> std::io::Result<Runtime> {
+        let (context, vocab) = (limits.context, engine.config().vocab);
         let (inbox, messages) = std_mpsc::channel();
         let load = Arc::new(Load::default());
         let alarm = Alarm(load.clone());
@@ -58,14 +63,15 @@ impl Runtime {
         };
         let thread = std::thread::Builder::new().name("ds4-scheduler".to_owned()).spawn(run)?;
         let thread = Mutex::new(Some(thread));
-        Ok(Runtime { inbox, load, waiting_limit: limits.waiting, thread })
+        Ok(Runtime { inbox, load, waiting_limit: limits.waiting, context, vocab, thread })
     }
 
     /// Queues a request.
     ///
     /// # Errors
-    /// If too many wait already, or the runtime takes no more.
+    /// If it cannot be computed, too many wait already, or the runtime takes no more.
     pub fn submit(&self, request: Request) -> Result<Events, Refused> {
+        self.check(&request).map_err(Refused::Invalid)?;
         if let Some(reason) = self.load.fatal() {
             return Err(Refused::Fatal(reason.to_owned()));
         }
@@ -83,6 +89,20 @@ impl Runtime {
         let submitted = Box::new(Submitted { request, events, since: Instant::now() });
         self.inbox.send(Message::Submitted(submitted)).map_err(|_| Refused::ShuttingDown)?;
         Ok(Events::new(receiver))
+    }
+
+    fn check(&self, request: &Request) -> Result<(), String> {
+        let (tokens, context) = (request.prompt.len(), self.context);
+        if tokens == 0 || request.max_tokens == 0 {
+            return Err("a request needs a token of prompt and one of answer".to_owned());
+        }
+        if tokens >= context {
+            return Err(format!("the prompt has {tokens} tokens, the context takes {context}"));
+        }
+        match request.prompt.iter().find(|token| **token as usize >= self.vocab) {
+            Some(token) => Err(format!("there is no token {token}: the model has {}", self.vocab)),
+            None => Ok(()),
+        }
     }
 
     /// Takes no more requests, and ends the running ones by `until`.

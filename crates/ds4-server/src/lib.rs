@@ -4,6 +4,9 @@
 //! requests into conversations and model output into responses, by DeepSeek's own conversion.
 //! [`ds4_runtime`] runs them on the engine, many at a time.
 
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used))]
+
 mod dialect;
 mod http;
 mod metrics;

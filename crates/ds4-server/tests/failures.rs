@@ -1,4 +1,4 @@
-//! Devices that fail for good, and devices without enough memory.
+//! Devices that fail for good, and devices without enough memory, as HTTP clients see them.
 
 mod support;
 
@@ -26,12 +26,6 @@ fn ask_at_length(begin: &str, words: usize) -> Value {
 
 fn send(at: SocketAddr, body: Value) -> JoinHandle<Reply> {
     std::thread::spawn(move || post(at, CHAT, &body))
-}
-
-fn metric(at: SocketAddr, name: &str) -> u64 {
-    let metrics = get(at, "/metrics").body;
-    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("{name}: {metrics}")).parse().unwrap()
 }
 
 /// A whole answer and a stream that run, one that waits, and the one during which it happens.
@@ -76,33 +70,6 @@ fn a_lost_device_ends_the_server_and_everyone_hears_of_it() {
     assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
-/// Two answers of 3000 tokens, and memory for 5000: one waits in between, and neither is hurt.
-fn two_answers_take_turns(running: &Running) {
-    let at = running.address;
-    for answer in [send(at, ask("long", 3000)), send(at, ask("long", 3000))] {
-        let reply = answer.join().unwrap();
-        assert_eq!(reply.status, 200, "{}", reply.body);
-        let body = reply.json();
-        assert_eq!(body["usage"]["completion_tokens"], 3000);
-        let text = body["choices"][0]["message"]["content"].as_str().unwrap().trim_end();
-        assert!(text.split(' ').all(|word| word == "word" || "word".starts_with(word)));
-    }
-    assert!(metric(at, "ds4_requests_set_aside_total") >= 1);
-}
-
-#[test]
-fn two_answers_that_outgrow_the_limit_take_turns() {
-    let mut config = config();
-    config.scheduler.kv_bytes = 4096 * 5000;
-    two_answers_take_turns(&Running::scripted(config));
-}
-
-#[test]
-fn two_answers_that_outgrow_the_device_take_turns() {
-    let capacity = Capacity { tokens: 5000, step: usize::MAX };
-    two_answers_take_turns(&Running::on_a_device_of(config(), capacity));
-}
-
 #[test]
 fn who_needs_more_than_there_is_fails_alone() {
     let capacity = Capacity { tokens: 3000, step: usize::MAX };
@@ -118,34 +85,4 @@ fn who_needs_more_than_there_is_fails_alone() {
     assert_eq!(other.json()["usage"]["completion_tokens"], 1000);
     assert_eq!(post(at, CHAT, &ask("text", 10)).status, 200, "and the server goes on");
     assert_eq!(get(at, "/health").status, 200);
-}
-
-#[test]
-fn conversations_kept_for_later_go_before_anyone_fails() {
-    let capacity = Capacity { tokens: 3000, step: usize::MAX };
-    let running = Running::on_a_device_of(config(), capacity);
-    for name in ["Oslo", "Rome", "Paris", "Bern"] {
-        let reply = post(running.address, CHAT, &ask_at_length(name, 1000));
-        assert_eq!(reply.status, 200, "{}", reply.body);
-    }
-    assert!(metric(running.address, "ds4_sessions_evicted_total") >= 1);
-}
-
-/// Running out in the middle of a step leaves its sessions incomplete: they are computed again, in
-/// smaller pieces.
-#[test]
-fn a_step_too_large_for_the_device_is_made_smaller() {
-    let capacity = Capacity { tokens: usize::MAX, step: 100 };
-    let running = Running::on_a_device_of(config(), capacity);
-    let at = running.address;
-    // Alone, its prompt comes in pieces of 512 tokens.
-    let first = post(at, CHAT, &ask_at_length("", 800));
-    assert!(metric(at, "ds4_requests_set_aside_total") >= 1);
-    let other = send(at, ask("long", 500));
-    for reply in [first, post(at, CHAT, &ask_at_length("Oslo", 800))] {
-        assert_eq!(reply.status, 200, "{}", reply.body);
-        assert_eq!(reply.json()["choices"][0]["message"]["content"], "Hello there!");
-    }
-    let other = other.join().unwrap();
-    assert_eq!(other.json()["usage"]["completion_tokens"], 500, "{}", other.body);
 }

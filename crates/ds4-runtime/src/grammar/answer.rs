@@ -91,7 +91,7 @@ impl AnswerGrammar {
     ///
     /// # Errors
     /// If a grammar gives up, in words for the client.
-    pub fn next(&mut self) -> Result<Next, String> {
+    pub fn next_mask(&mut self) -> Result<Next, String> {
         match &mut self.stage {
             Stage::Reasoning if self.format.is_some() => {
                 Ok(Next::Among { mask: self.grammars.unending().clone(), greedy: false })
@@ -112,7 +112,7 @@ impl AnswerGrammar {
                 Some(format) => Ok(Next::Among { mask: compiler::mask(format)?, greedy: false }),
                 None => Ok(Next::Any),
             },
-            Stage::ToolCalls(block) => block.next(&self.grammars),
+            Stage::ToolCalls(block) => block.next_mask(&self.grammars),
         }
     }
 

@@ -101,7 +101,7 @@ impl ToolBlock {
     }
 
     /// What may come next, if nothing is forced.
-    pub(super) fn next(&mut self, grammars: &Grammars) -> Result<Next, String> {
+    pub(super) fn next_mask(&mut self, grammars: &Grammars) -> Result<Next, String> {
         match &mut self.state {
             State::Template(template) => {
                 Ok(Next::Among { mask: template.mask(grammars), greedy: true })
@@ -113,8 +113,8 @@ impl ToolBlock {
                 }
                 Ok(Next::Among { mask, greedy: false })
             }
-            State::Text(value) => value.next(grammars),
-            State::Json(value) => value.next(grammars),
+            State::Text(value) => value.next_mask(grammars),
+            State::Json(value) => value.next_mask(grammars),
         }
     }
 
@@ -264,7 +264,7 @@ impl TextValue {
         TextValue { matcher, may_close: false, complete, goes_on: true }
     }
 
-    fn next(&mut self, grammars: &Grammars) -> Result<Next, String> {
+    fn next_mask(&mut self, grammars: &Grammars) -> Result<Next, String> {
         let mut mask = match &mut self.matcher {
             None => grammars.text().clone(),
             Some(matcher) if self.goes_on && !matcher.is_stopped() => {
@@ -309,7 +309,7 @@ impl JsonValue {
         if self.may_end() { Vec::new() } else { compiler::forced(&mut self.matcher) }
     }
 
-    fn next(&mut self, grammars: &Grammars) -> Result<Next, String> {
+    fn next_mask(&mut self, grammars: &Grammars) -> Result<Next, String> {
         let mut mask = compiler::mask(&mut self.matcher)?;
         if !self.may_end() {
             return Ok(Next::Among { mask, greedy: !self.in_string });

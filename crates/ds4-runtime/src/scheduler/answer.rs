@@ -76,7 +76,7 @@ impl Answer {
         let Some(grammar) = &mut self.grammar else { return Ok(Continuation::Choice(Next::Any)) };
         let certain = grammar.forced();
         if certain.is_empty() {
-            return Ok(Continuation::Choice(grammar.next()?));
+            return Ok(Continuation::Choice(grammar.next_mask()?));
         }
         Ok(Continuation::Certain(certain))
     }

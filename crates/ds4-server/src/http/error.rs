@@ -158,6 +158,7 @@ impl From<GrammarError> for ApiError {
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         match refused {
+            Refused::Invalid(reason) => ApiError::bad_request(reason),
             Refused::QueueFull { retry_after } => {
                 let seconds = retry_after.as_secs().max(1);
                 let message =

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub mod client;
+#[path = "../../../ds4-runtime/tests/support/scripted.rs"]
 pub mod scripted;
 
 use std::{

@@ -107,12 +107,13 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
     interrupt::catch(Again::Exit)?;
     let bar = terminal::progress_bar(cases.len() as u64, "answering", Unit::Steps);
     bar.set_position(answers.len() as u64);
+    engine.warm_up(args.parallel.get())?;
     let settings = Settings { at_once: args.parallel.get(), max_tokens: args.answer_tokens.get() };
     let start = Instant::now();
     let is_right = |answer: &Answer| answer.verdict == Verdict::Right;
     let right = Cell::new(answers.iter().filter(|answer| is_right(answer)).count());
     let result = runner::run(
-        &engine,
+        engine,
         &encoder,
         &waiting,
         settings,

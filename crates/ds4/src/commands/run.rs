@@ -4,29 +4,34 @@ mod conversation;
 mod printer;
 mod repl;
 mod report;
+mod turn;
 
 use std::{
     fs,
     io::{self, IsTerminal, Read},
+    num::NonZeroUsize,
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use ds4_engine::sampling::{Sampler, SamplingParams};
-use ds4_model::{chat::Dialogue, profile::Thinking};
+use ds4_engine::{Engine, sampling::SamplingParams};
+use ds4_model::{chat::Dialogue, profile::Thinking, tokenizer::Tokenizer};
+use ds4_runtime::{Limits, Runtime};
 
 use crate::{
     compute::ComputeArgs,
-    generation::Finish,
     interrupt::{self, Again},
     model::{ModelArgs, Source},
     terminal,
     text::ProfileArgs,
 };
-use conversation::Conversation;
+use conversation::{Conversation, Settings};
 use printer::Printer;
+use turn::Finish;
 
 /// Tokens of an answer of random weights unless -n says otherwise: noise has no end.
 const NOISE_TOKENS: usize = 100;
@@ -78,7 +83,7 @@ pub struct RunArgs {
     ctx: usize,
     /// Tokens that an answer may have, reasoning included [default: as many as the context takes]
     #[arg(short = 'n', long = "tokens", value_name = "N")]
-    answer_tokens: Option<usize>,
+    answer_tokens: Option<NonZeroUsize>,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -131,18 +136,35 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         Source::BuiltIn | Source::File(_) => usize::MAX,
     };
     let seed = args.sampling.seed.unwrap_or_else(|| fastrand::u64(..));
-    let mut conversation = Conversation::new(
-        engine,
-        encoder,
-        Dialogue::new(args.system.clone(), args.thinking()),
-        Sampler::new(args.sampling.params(), seed),
-        args.ctx,
-        args.answer_tokens.unwrap_or(longest_answer),
-    )?;
+    let settings = Settings {
+        sampling: args.sampling.params(),
+        seed,
+        context: args.ctx,
+        answer_tokens: args.answer_tokens.map_or(longest_answer, NonZeroUsize::get),
+    };
+    let runtime = runtime(engine, encoder.tokenizer().clone(), args.ctx)?;
+    let dialogue = Dialogue::new(args.system.clone(), args.thinking());
+    let mut conversation = Conversation::new(runtime, encoder, dialogue, settings, longest);
     match prompt {
         Some(prompt) => answer_once(args, &mut conversation, prompt, seed),
         None => repl::run(conversation, args.system.clone(), args.thinking()),
     }
+}
+
+/// A runtime for one conversation of `context` tokens, which may grow.
+fn runtime(engine: Engine, tokenizer: Arc<Tokenizer>, context: usize) -> Result<Runtime> {
+    engine.warm_up(1)?;
+    let limits = Limits {
+        context: engine.config().context_length,
+        running: 1,
+        waiting: 1,
+        prefill_chunk: engine.backend().prefill_chunk(),
+        // Beside the conversation there are its checkpoints, and what was said before /new.
+        kv_bytes: 2 * engine.backend().session_bytes(context),
+        // A terminal may stand still as long as it likes.
+        stall: Duration::MAX,
+    };
+    Runtime::start(engine, tokenizer, limits, Box::new(())).context("cannot start threads")
 }
 
 fn answer_once(

@@ -3,7 +3,9 @@
 use std::{iter, slice, time::Instant};
 
 use anyhow::{Context, Result};
-use ds4_engine::{Engine, Phase, Session, TokenId, Wanted, Work, sampling::UnusableLogits};
+use ds4_engine::{
+    Engine, Phase, Session, StepOutput, TokenId, Wanted, Work, sampling::UnusableLogits,
+};
 use ds4_model::Model;
 use indicatif::ProgressBar;
 
@@ -12,7 +14,6 @@ use super::{
     report::{Prefill, Report, Row, median},
 };
 use crate::{
-    generation::{self, Speed},
     memory,
     terminal::{self, Unit},
     text,
@@ -112,15 +113,16 @@ impl<'a> Bench<'a> {
     fn read(&mut self, position: usize) -> Result<(f64, TokenId)> {
         let tokens = &self.text[self.session.len()..position];
         let start = Instant::now();
-        let logits = generation::prefill(
-            self.engine,
-            &mut self.session,
-            tokens,
-            Some(Wanted::Argmax),
-            None,
-            &mut Speed::default(),
-        )?;
-        let token = self.next.after(position, logits.context("interrupted")?.argmax())?;
+        let chunks = tokens.chunks(self.engine.backend().prefill_chunk());
+        let (count, mut best) = (chunks.len(), None);
+        for (i, tokens) in (1..).zip(chunks) {
+            // The head reads as much as a layer; what nobody asks for is not computed.
+            let wanted = if i == count { &[Wanted::Argmax][..] } else { &[] };
+            let phase = Phase::Prefill;
+            let work = Work { session: &mut self.session, tokens, phase, wanted };
+            best = self.engine.step(&mut [work])?.first().and_then(StepOutput::argmax);
+        }
+        let token = self.next.after(position, best)?;
         Ok((start.elapsed().as_secs_f64(), token))
     }
 

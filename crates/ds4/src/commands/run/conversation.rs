@@ -1,9 +1,9 @@
-//! A dialogue and the session that follows it.
+//! A dialogue and its way through the runtime.
 
-use std::{mem, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use ds4_engine::{Engine, Phase, StepOutput, TokenId, Wanted, sampling::Sampler};
+use ds4_engine::{TokenId, sampling::SamplingParams};
 use ds4_model::{
     chat::Dialogue,
     detokenize::{Channel, OutputDelta, OutputSplitter},
@@ -11,70 +11,52 @@ use ds4_model::{
     prompt::PromptEncoder,
     tokenizer::{SpecialTokens, Tokenizer},
 };
+use ds4_runtime::{self as runtime, AnswerToken, ClientId, Event, Request, Runtime};
+use indicatif::ProgressBar;
 
+use super::turn::{Finish, Turn};
 use crate::{
-    generation::{self, Drawn, Finish, Limits, Speed},
-    live_session::LiveSession,
+    interrupt,
     terminal::{self, Unit},
 };
 
 /// Tokens of a prompt from which a progress bar is worth it.
 const LONG_PROMPT: usize = 128;
 
+/// How to answer.
+pub struct Settings {
+    /// How tokens are drawn.
+    pub sampling: SamplingParams,
+    /// Seed of the first answer's draws; later answers count on from it.
+    pub seed: u64,
+    /// Tokens that prompt and answer may have together.
+    pub context: usize,
+    /// Tokens that an answer may have.
+    pub answer_tokens: usize,
+}
+
 /// What was said so far, and the means to answer.
 pub struct Conversation {
-    engine: Engine,
+    runtime: Runtime,
     encoder: PromptEncoder,
     dialogue: Dialogue,
     /// Answers of the dialogue as they were sampled, without reasoning.
     answers: Vec<Vec<TokenId>>,
-    live: LiveSession,
-    sampler: Sampler,
-    context: usize,
-    answer_tokens: usize,
-}
-
-/// One answer.
-pub struct Turn {
-    /// Tokens of the prompt.
-    pub prompt: usize,
-    /// How many of them the session held already.
-    pub kept: usize,
-    /// Sampled tokens.
-    pub tokens: Vec<Drawn>,
-    /// Their text.
-    pub output: OutputDelta,
-    /// Why it ended.
-    pub finish: Finish,
-    /// Speed of the prompt's new tokens.
-    pub prefill: Speed,
-    /// Speed of the answer's tokens.
-    pub decode: Speed,
+    settings: Settings,
+    /// The model's longest context.
+    longest: usize,
 }
 
 impl Conversation {
-    /// A conversation that begins with `dialogue`, within `context` tokens, with answers of at most
-    /// `answer_tokens`.
+    /// A conversation that begins with `dialogue`, with a model that takes `longest` tokens.
     pub fn new(
-        engine: Engine,
+        runtime: Runtime,
         encoder: PromptEncoder,
         dialogue: Dialogue,
-        sampler: Sampler,
-        context: usize,
-        answer_tokens: usize,
-    ) -> Result<Self> {
-        let live = LiveSession::new(&engine)?;
-        let answers = Vec::new();
-        Ok(Conversation {
-            engine,
-            encoder,
-            dialogue,
-            answers,
-            live,
-            sampler,
-            context,
-            answer_tokens,
-        })
+        settings: Settings,
+        longest: usize,
+    ) -> Self {
+        Conversation { runtime, encoder, dialogue, answers: Vec::new(), settings, longest }
     }
 
     /// The tokenizer.
@@ -98,9 +80,9 @@ impl Conversation {
     /// # Errors
     /// If the model takes fewer.
     pub fn set_context(&mut self, context: usize) -> Result<()> {
-        let longest = self.engine.config().context_length;
+        let longest = self.longest;
         ensure!((1..=longest).contains(&context), "found {context}, expected 1 to {longest}");
-        self.context = context;
+        self.settings.context = context;
         Ok(())
     }
 
@@ -117,115 +99,74 @@ impl Conversation {
         let mut dialogue = self.dialogue.clone();
         dialogue.ask(question);
         let prompt = self.prompt(&dialogue)?;
-        let answer = self.answer(&prompt, top_logprobs, each);
-        let (turn, answer) = match answer {
-            Ok(answer) => answer,
-            Err(error) => {
-                // The step that failed may have left the session incomplete.
-                self.live = LiveSession::new(&self.engine)?;
-                return Err(error);
-            }
-        };
+        let mut reply = Reply::new(self.encoder.tokenizer().clone(), &prompt, each);
+        reply.turn.finish = self.answer(prompt, top_logprobs, &mut reply)?;
+        let (turn, answer) = reply.finish()?;
         dialogue.answer(&turn.output.reasoning, &turn.output.answer);
         self.dialogue = dialogue;
         self.answers.push(answer);
+        self.settings.seed = self.settings.seed.wrapping_add(1);
         Ok(turn)
     }
 
     fn prompt(&self, dialogue: &Dialogue) -> Result<Vec<TokenId>> {
+        let context = self.settings.context;
         let prompt = self.encoder.encode(dialogue.conversation())?.ids;
         let special = self.encoder.tokenizer().special();
         let prompt = with_sampled_answers(&prompt, &self.answers, special);
         ensure!(
-            prompt.len() < self.context,
-            "the conversation has {} tokens, the context takes {}: raise --ctx (or /ctx), or start \
-             anew (/new)",
+            prompt.len() < context,
+            "the conversation has {} tokens, the context takes {context}: raise --ctx (or /ctx), \
+             or start anew (/new)",
             prompt.len(),
-            self.context
         );
         Ok(prompt)
     }
 
-    /// The turn after `prompt`, and the tokens of its answer without reasoning.
+    /// Submits the prompt and hands its events to `reply`, until the last one or Ctrl-C, which
+    /// drops the events and so cancels the request.
     fn answer(
-        &mut self,
-        prompt: &[TokenId],
+        &self,
+        prompt: Vec<TokenId>,
         top_logprobs: Option<usize>,
-        mut each: impl FnMut(&OutputDelta) -> Result<()>,
-    ) -> Result<(Turn, Vec<TokenId>)> {
-        let mut turn = Turn::new(prompt.len());
-        let mut answer = Vec::new();
-        let tokenizer: Arc<Tokenizer> = self.encoder.tokenizer().clone();
-        let limits = Limits {
-            context: self.context,
-            answer: self.answer_tokens,
-            stops: &tokenizer.special().turn_ends(),
+        reply: &mut Reply<impl FnMut(&OutputDelta) -> Result<()>>,
+    ) -> Result<Finish> {
+        let Settings { sampling, seed, context, answer_tokens } = self.settings;
+        // The last token is drawn, and has no place any more.
+        let most = context - prompt.len() + 1;
+        let mut events = self.runtime.submit(Request {
+            client: ClientId::default(),
+            prompt,
+            max_tokens: answer_tokens.min(most),
+            sampling,
+            seed,
             top_logprobs,
-        };
-        let wanted = limits.wanted(&self.sampler);
-        let Some(logits) = self.read(prompt, wanted, &mut turn)? else {
-            return Ok((turn, answer));
-        };
-        let mut splitter = OutputSplitter::after_prompt(tokenizer.clone(), prompt);
-        let mut decode = mem::take(&mut turn.decode);
-        turn.finish = generation::decode(
-            &self.engine,
-            &mut self.live.session,
-            logits,
-            &mut self.sampler,
-            &limits,
-            &mut decode,
-            |drawn| {
-                if splitter.channel() == Channel::Answer {
-                    answer.push(drawn.token);
+            grammar: None,
+            deadline: None,
+        })?;
+        while !interrupt::pressed() {
+            match events.next_blocking() {
+                Some(Event::Started { cached }) => reply.started(cached),
+                Some(Event::Prefill { left }) => reply.read(left),
+                Some(Event::Token(token)) => reply.token(token)?,
+                Some(Event::Finished(finish)) => {
+                    let full = reply.turn.tokens.len() < answer_tokens;
+                    return Ok(match finish {
+                        runtime::Finish::Stop => Finish::Stop,
+                        runtime::Finish::Length if full => Finish::ContextFull,
+                        runtime::Finish::Length => Finish::Length,
+                    });
                 }
-                let delta = splitter.push(drawn.token);
-                turn.tokens.push(drawn);
-                turn.add(&delta);
-                each(&delta)
-            },
-        )?;
-        turn.decode = decode;
-        let delta = splitter.finish();
-        turn.add(&delta);
-        each(&delta)?;
-        Ok((turn, answer))
-    }
-
-    /// Computes what the session doesn't hold of `prompt`; what is wanted after it, unless Ctrl-C was
-    /// pressed.
-    ///
-    /// The next prompt repeats this one except for its last token (reasoning is not repeated), so
-    /// that is a place to come back to.
-    fn read(
-        &mut self,
-        prompt: &[TokenId],
-        wanted: Wanted,
-        turn: &mut Turn,
-    ) -> Result<Option<StepOutput>> {
-        self.live.keep_prefix_of(&self.engine, prompt)?;
-        turn.kept = self.live.session.len();
-        let new = &prompt[turn.kept..];
-        let bar = (new.len() >= LONG_PROMPT)
-            .then(|| terminal::progress_bar(new.len() as u64, "reading", Unit::Tokens));
-        let (most, last) = new.split_at(new.len() - 1);
-        let session = &mut self.live.session;
-        let speed = &mut turn.prefill;
-        let read = generation::prefill(&self.engine, session, most, None, bar.as_ref(), speed)?;
-        if let Some(bar) = bar {
-            bar.finish_and_clear();
+                Some(Event::Failed(failure)) => return Err(failure.into()),
+                None => break,
+            }
         }
-        if read.is_none() {
-            return Ok(None);
-        }
-        self.live.mark(&self.engine);
-        let session = &mut self.live.session;
-        generation::step(&self.engine, session, last, Phase::Prefill, Some(wanted), speed).map(Some)
+        Ok(Finish::Interrupted)
     }
 
     /// A line about a turn's speed and the context.
     pub fn statistics(&self, turn: &Turn) -> String {
-        let kept = match turn.kept {
+        let kept = match turn.cached {
             0 => String::new(),
             n => format!(" ({n} more were known)"),
         };
@@ -235,34 +176,75 @@ impl Conversation {
             Finish::Length => "; ended by -n",
             Finish::ContextFull => "; context full: raise --ctx (or /ctx)",
         };
+        let (prefill, decode) = (turn.prefill(), turn.decode());
         format!(
             "read {} tokens at {:.1} t/s{kept}, wrote {} at {:.1} t/s, context {} of {}{end}",
-            turn.prefill.tokens,
-            turn.prefill.per_second(),
+            prefill.tokens,
+            prefill.per_second(),
             turn.tokens.len(),
-            turn.decode.per_second(),
-            self.live.session.len(),
-            self.context,
+            decode.per_second(),
+            turn.context(),
+            self.settings.context,
         )
     }
 }
 
-impl Turn {
-    fn new(prompt: usize) -> Self {
-        Turn {
-            prompt,
-            kept: 0,
-            tokens: Vec::new(),
-            output: OutputDelta::default(),
-            finish: Finish::Interrupted,
-            prefill: Speed::default(),
-            decode: Speed::default(),
+/// A turn as it comes.
+struct Reply<E> {
+    turn: Turn,
+    /// Tokens of the answer without reasoning.
+    answer: Vec<TokenId>,
+    splitter: OutputSplitter,
+    bar: Option<ProgressBar>,
+    each: E,
+}
+
+impl<E: FnMut(&OutputDelta) -> Result<()>> Reply<E> {
+    fn new(tokenizer: Arc<Tokenizer>, prompt: &[TokenId], each: E) -> Self {
+        let splitter = OutputSplitter::after_prompt(tokenizer, prompt);
+        Reply { turn: Turn::new(prompt.len()), answer: Vec::new(), splitter, bar: None, each }
+    }
+
+    fn started(&mut self, cached: usize) {
+        self.turn.started(cached);
+        let new = self.turn.left;
+        let bar = || terminal::progress_bar(new as u64, "reading", Unit::Tokens);
+        self.bar = (new >= LONG_PROMPT).then(bar);
+    }
+
+    fn read(&mut self, left: usize) {
+        self.turn.read(left);
+        if let Some(bar) = &self.bar {
+            bar.set_position((self.turn.prompt - self.turn.cached - left) as u64);
+        }
+        if left == 0 {
+            self.end_bar();
         }
     }
 
-    fn add(&mut self, delta: &OutputDelta) {
-        self.output.reasoning.push_str(&delta.reasoning);
-        self.output.answer.push_str(&delta.answer);
+    fn token(&mut self, token: AnswerToken) -> Result<()> {
+        if self.splitter.channel() == Channel::Answer {
+            self.answer.push(token.token);
+        }
+        let delta = self.splitter.push(token.token);
+        self.turn.add(&delta);
+        self.turn.token(token);
+        (self.each)(&delta)
+    }
+
+    fn end_bar(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn finish(mut self) -> Result<(Turn, Vec<TokenId>)> {
+        self.end_bar();
+        self.turn.end();
+        let delta = self.splitter.finish();
+        self.turn.add(&delta);
+        (self.each)(&delta)?;
+        Ok((self.turn, self.answer))
     }
 }
 

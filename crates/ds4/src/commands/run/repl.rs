@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use directories::ProjectDirs;
-use ds4_engine::{BackendError, StepError};
 use ds4_model::{chat::Dialogue, profile::Thinking};
+use ds4_runtime::{Failure, Refused};
 use rustyline::{Config, DefaultEditor, error::ReadlineError};
 
 use super::{conversation::Conversation, printer::Printer};
@@ -71,8 +71,8 @@ pub fn run(
 
 /// Whether no further answer can be computed.
 fn is_fatal(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<StepError>().is_some_and(StepError::is_fatal)
-        || error.downcast_ref::<BackendError>().is_some_and(BackendError::is_fatal)
+    matches!(error.downcast_ref(), Some(Failure::Fatal(_)))
+        || matches!(error.downcast_ref(), Some(Refused::Fatal(_)))
 }
 
 struct Repl {

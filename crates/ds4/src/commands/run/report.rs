@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use anyhow::Result;
 use ds4_engine::{TokenId, sampling::TokenLogprob};
 use ds4_model::tokenizer::Tokenizer;
+use ds4_runtime::AnswerToken;
 use serde::Serialize;
 
-use super::conversation::Turn;
-use crate::generation::{Drawn, Finish, Speed};
+use super::turn::{Finish, Speed, Turn};
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -54,7 +54,7 @@ pub fn print(tokenizer: &Tokenizer, turn: &Turn, seed: u64) -> Result<()> {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         Logprob { id: t.token, text, bytes, logprob: t.logprob }
     };
-    let logprobs = |drawn: &Drawn| {
+    let logprobs = |drawn: &AnswerToken| {
         let (own, top) = drawn.logprobs.as_ref()?;
         let own = TokenLogprob { token: drawn.token, logprob: *own };
         Some(Logprobs { token: logprob(own), top: top.iter().copied().map(logprob).collect() })
@@ -67,8 +67,8 @@ pub fn print(tokenizer: &Tokenizer, turn: &Turn, seed: u64) -> Result<()> {
         token_ids: turn.tokens.iter().map(|drawn| drawn.token).collect(),
         prompt_tokens: turn.prompt,
         answer_tokens: turn.tokens.len(),
-        prefill: rate(turn.prefill),
-        decode: rate(turn.decode),
+        prefill: rate(turn.prefill()),
+        decode: rate(turn.decode()),
         logprobs: turn.tokens.iter().map(logprobs).collect(),
     };
     let mut out = io::stdout().lock();
