@@ -251,8 +251,9 @@ impl Worker {
             let running: Vec<_> = worker.running.iter().map(|sequence| &sequence.live).collect();
             let engine = &worker.engine;
             let cache = &mut worker.prefix_cache;
-            let mut start = cache.start(engine, &request.request.prompt, &running, room)?;
-            engine.reserve(&mut start.live.session, tokens.min(worker.limits.context))?;
+            let prompt = &request.request.prompt;
+            let mut start = cache.start(engine, prompt, &running, room)?;
+            worker.reserve(&mut start.live, prompt.len(), tokens)?;
             Ok(start)
         });
         match start {
@@ -277,12 +278,28 @@ impl Worker {
         }
     }
 
+    /// Ensures capacity for the tokens that are there to compute, and for `expected` tokens if the
+    /// device has room for so many: a session that grows is copied.
+    fn reserve(
+        &self,
+        live: &mut LiveSession,
+        known: usize,
+        expected: usize,
+    ) -> Result<(), BackendError> {
+        let context = self.limits.context;
+        self.engine.reserve(&mut live.session, known.min(context))?;
+        match self.engine.reserve(&mut live.session, expected.min(context)) {
+            Err(BackendError::OutOfMemory(_)) => Ok(()),
+            result => result,
+        }
+    }
+
     /// Goes on with a preempted request, with capacity for `tokens` tokens; false if it has to
     /// wait longer.
     fn resume(&mut self, request: Request, tokens: usize) -> bool {
         let live = self.with_room(|worker| {
             let mut live = LiveSession::empty(&worker.engine)?;
-            worker.engine.reserve(&mut live.session, tokens.min(worker.limits.context))?;
+            worker.reserve(&mut live, request.pending(), tokens)?;
             Ok(live)
         });
         match live {
