@@ -58,9 +58,10 @@ pub fn feed(
     chunk: usize,
 ) -> Vec<Vec<f32>> {
     let mut rows = Vec::new();
+    let phase = phase_of(chunk.min(tokens.len()));
     for tokens in tokens.chunks(chunk) {
         let wanted = vec![Wanted::Logits; tokens.len()];
-        let work = Work { session, tokens, phase: phase_of(chunk), wanted: &wanted };
+        let work = Work { session, tokens, phase, wanted: &wanted };
         let output = engine.step(&mut [work]).expect("a step").remove(0);
         rows.extend(output.logits().map(<[f32]>::to_vec));
     }

@@ -111,7 +111,7 @@ impl<'a> Step<'a> {
         closeness.compare("queries", &place, (&queries, &self.plain.x.heads), rows, bounds);
         self.check_key_values(&place);
         self.check_compressed(layer);
-        self.upload_rows();
+        self.upload_rows(layer);
     }
 
     /// Chosen rows, and the scores that they were chosen by.
@@ -265,10 +265,10 @@ impl Step<'_> {
     }
 
     /// Compressed rows and index keys, those of the step among them.
-    fn upload_rows(&mut self) {
+    fn upload_rows(&mut self, layer: usize) {
         for span in &self.batch.spans {
             let end = span.start + span.rows.len();
-            self.both.copy_rows(span.session, self.plain.caches[span.session], end);
+            self.both.copy_rows(layer, span.session, self.plain.caches[span.session], end);
         }
     }
 

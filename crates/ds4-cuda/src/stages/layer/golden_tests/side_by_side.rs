@@ -137,7 +137,9 @@ impl SideBySide {
         let ours = &mut self.ours;
         for span in &batch.spans {
             let from = &self.plain_caches[span.session];
-            ours.copy_rows(span.session, from, span.start);
+            for layer in 0..ours.layout.layers().len() {
+                ours.copy_rows(layer, span.session, from, span.start);
+            }
             let to = &mut ours.caches[span.session];
             let frontier = from.read_frontier(span.start).expect("a frontier");
             to.write_frontier(&frontier).expect("a frontier");
@@ -155,13 +157,18 @@ impl SideBySide {
 }
 
 impl OnDevice {
-    /// Gives a session the compressed rows and index keys of `from` after `tokens` tokens.
-    pub fn copy_rows(&mut self, session: usize, from: &ds4_cpu::Cache, tokens: usize) {
-        for (l, layer) in self.layout.layers().iter().enumerate() {
-            for (plane, layout) in layer.planes() {
-                let rows = from.read_rows(l, plane, 0..layout.rows(tokens)).expect("rows");
-                self.caches[session].write_rows(l, plane, 0, &rows).expect("room for rows");
-            }
+    /// Gives a layer of a session the compressed rows and index keys that `from` has after `tokens`
+    /// tokens.
+    pub fn copy_rows(
+        &mut self,
+        layer: usize,
+        session: usize,
+        from: &ds4_cpu::Cache,
+        tokens: usize,
+    ) {
+        for (plane, layout) in self.layout.layers()[layer].planes() {
+            let rows = from.read_rows(layer, plane, 0..layout.rows(tokens)).expect("rows");
+            self.caches[session].write_rows(layer, plane, 0, &rows).expect("room for rows");
         }
     }
 
