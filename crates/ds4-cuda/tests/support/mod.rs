@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Arc};
 
 pub use common::{CpuEngine, Distance, Golden, feed, golden, tiny_file};
 use ds4_cpu::{CpuBackend, Kernels};
-use ds4_cuda::{CudaBackend, Error, Options};
+use ds4_cuda::{CudaBackend, Options};
 use ds4_engine::{
     Backend, Engine, Logits, LogitsWanted, Session, Work, rows::CacheRounding, sampling,
 };
@@ -22,15 +22,11 @@ use ds4_model::{
 pub type CudaEngine = Engine<CudaBackend>;
 pub type CudaSession = Session<CudaBackend>;
 
-/// `model` on the device, or none where there is no device.
-pub fn cuda(model: &Arc<Model>, rounding: CacheRounding) -> Option<CudaEngine> {
+/// `model` on the device. Tests that call it are ignored unless they are asked for.
+pub fn cuda(model: &Arc<Model>, rounding: CacheRounding) -> CudaEngine {
     let options = Options { device: None, cache_rounding: rounding, context: 1024 };
     match CudaBackend::new(model.clone(), options, |_, _| {}) {
-        Ok(backend) => Some(Engine::new(backend)),
-        Err(Error::NoDriver | Error::NoDevice { .. }) => {
-            eprintln!("no CUDA device: nothing was tested");
-            None
-        }
+        Ok(backend) => Engine::new(backend),
         Err(error) => panic!("{error}"),
     }
 }
@@ -40,7 +36,7 @@ pub fn cpu(model: &Arc<Model>, rounding: CacheRounding) -> CpuEngine {
     Engine::new(CpuBackend::new(model.clone(), Kernels::Reference, rounding))
 }
 
-/// Whether the device is one that has seconds, not minutes, for a long test.
+/// Whether the device is a GPU. The emulator gets smaller sizes, which take it seconds, not minutes.
 pub fn is_real(engine: &CudaEngine) -> bool {
     !engine.backend().device_name().contains("emulator")
 }
