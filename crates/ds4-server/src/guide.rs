@@ -15,7 +15,7 @@ use std::sync::Arc;
 use ds4_engine::TokenId;
 use llguidance::{Matcher, toktrie::SimpleVob};
 
-pub(crate) use grammar::{Grammar, GrammarError, Grammars};
+pub use grammar::{Grammar, GrammarError, Grammars};
 pub(crate) use tool_set::{ToolSet, strictly};
 
 use tool_block::ToolBlock;

@@ -24,10 +24,10 @@ use std::{
 use ds4_engine::{Backend, Engine};
 use ds4_model::prompt::PromptEncoder;
 
+pub use guide::{Grammar, GrammarError, Grammars};
 pub use http::{app::HttpLimits, listen::TlsFiles};
 pub use scheduler::{SchedulerLimits, SessionBytes};
 
-use guide::Grammars;
 use http::{access::Access, app::App, trace::TraceFile};
 use metrics::Metrics;
 use replay::Replay;

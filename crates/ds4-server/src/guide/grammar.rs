@@ -24,11 +24,11 @@ const LONGEST: usize = 256 * 1024;
 /// A grammar that cannot be enforced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct GrammarError(pub(crate) String);
+pub struct GrammarError(pub(crate) String);
 
 /// A compiled grammar.
 #[derive(Clone)]
-pub(crate) struct Grammar(Arc<Mutex<Matcher>>);
+pub struct Grammar(Arc<Mutex<Matcher>>);
 
 impl Grammar {
     /// A matcher at the beginning.
@@ -38,7 +38,7 @@ impl Grammar {
 }
 
 /// Compiles grammars for one tokenizer.
-pub(crate) struct Grammars {
+pub struct Grammars {
     factory: ParserFactory,
     tokenizer: Arc<Tokenizer>,
     trie: TokTrie,
@@ -58,7 +58,7 @@ impl Grammars {
     ///
     /// # Errors
     /// If the vocabulary is unfit, which no model's is.
-    pub(crate) fn new(tokenizer: Arc<Tokenizer>) -> Result<Self, GrammarError> {
+    pub fn new(tokenizer: Arc<Tokenizer>) -> Result<Self, GrammarError> {
         let trie = token_trie(&tokenizer);
         let env: TokEnv =
             Arc::new(Environment { trie: trie.clone(), tokenizer: tokenizer.clone() });
@@ -89,7 +89,7 @@ impl Grammars {
     ///
     /// # Errors
     /// If the schema is invalid, too large, or has parts that cannot be enforced.
-    pub(crate) fn json_schema(&self, schema: &Value) -> Result<Grammar, GrammarError> {
+    pub fn json_schema(&self, schema: &Value) -> Result<Grammar, GrammarError> {
         let mut schema = match schema {
             Value::Bool(true) => json!({}),
             schema => schema.clone(),
