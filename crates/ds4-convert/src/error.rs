@@ -1,6 +1,6 @@
 //! What can go wrong while a model file is made, as one clear line each.
 
-use std::{io, path::Path};
+use std::{fmt, io, path::Path};
 
 use gguf::TensorType;
 
@@ -31,7 +31,7 @@ pub enum Error {
         problem: String,
     },
     /// The header of a safetensors file is damaged.
-    #[error("{file}: not a safetensors file: {source}")]
+    #[error("{file}: not a safetensors file: {}", one_line(source))]
     Safetensors {
         /// The file.
         file: String,
@@ -39,7 +39,7 @@ pub enum Error {
         source: safetensors::SafeTensorError,
     },
     /// A JSON file cannot be read.
-    #[error("{file}: {source}")]
+    #[error("{file}: {}", one_line(source))]
     Json {
         /// The file.
         file: String,
@@ -173,4 +173,22 @@ pub(crate) fn shown(text: &str) -> String {
         shown.push('…');
     }
     shown
+}
+
+/// What another library says, which may repeat any text of a file: control characters escaped,
+/// long text cut.
+fn one_line(error: &impl fmt::Display) -> String {
+    const LIMIT: usize = 1000;
+    let text = error.to_string();
+    let mut line = String::new();
+    for c in text.chars().take(LIMIT) {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    if text.chars().nth(LIMIT).is_some() {
+        line.push('…');
+    }
+    line
 }

@@ -7,6 +7,8 @@
 //! Checkpoints, templates and importance files are hostile input: everything that they say is
 //! checked before it is used, and what is wrong with them is an [`Error`] of one line.
 
+#![forbid(unsafe_code)]
+
 mod convert;
 mod error;
 mod imatrix;

@@ -7,7 +7,7 @@ use std::{fs, ops::ControlFlow, path::PathBuf, sync::Arc};
 use ds4_engine::{Engine, rows::CacheRounding};
 use ds4_eval::perplexity::{Reading, Text, log_probability, read};
 use ds4_model::{Model, tokenizer::Tokenizer};
-use support::{cpu, cuda, is_real};
+use support::{cpu, cuda};
 
 const ROUNDINGS: [CacheRounding; 2] = [CacheRounding::On, CacheRounding::Off];
 
@@ -67,21 +67,27 @@ fn compare(model: &Arc<Model>, engine: &Engine, tokens: usize, reading: Reading)
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn nanos_perplexity_is_that_of_the_cpu() {
     let model = nano();
     for rounding in ROUNDINGS {
-        let Some(engine) = cuda(&model, rounding) else { return };
+        let engine = cuda(&model, rounding);
         compare(&model, &engine, 192, Reading::Prefill);
     }
 }
 
-/// On devices with time for it.
-#[test]
-fn nanos_perplexity_in_a_longer_text_and_by_the_token_is_that_of_the_cpu() {
-    let model = nano();
-    for rounding in ROUNDINGS {
-        let Some(engine) = cuda(&model, rounding).filter(is_real) else { return };
-        compare(&model, &engine, 1024, Reading::Prefill);
-        compare(&model, &engine, 256, Reading::Decode);
+/// Long tests: minutes on the emulator.
+mod on_a_gpu {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a CUDA device that is a GPU"]
+    fn nanos_perplexity_in_a_longer_text_and_by_the_token_is_that_of_the_cpu() {
+        let model = nano();
+        for rounding in ROUNDINGS {
+            let engine = cuda(&model, rounding);
+            compare(&model, &engine, 1024, Reading::Prefill);
+            compare(&model, &engine, 256, Reading::Decode);
+        }
     }
 }

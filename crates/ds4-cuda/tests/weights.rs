@@ -13,12 +13,12 @@ use ds4_model::{
     weights::Routing,
 };
 use gguf::GgufFile;
-use support::{Difference, cpu, cuda, feed, is_real, small_model};
+use support::{Difference, cpu, cuda, feed, small_model};
 
 /// Prompt and decoded tokens of `model` on the device against the CPU. Activations rounded to
 /// halves cost a divergence of some 1e-6, and 1e-2 at a position where another expert is chosen.
 fn compare(name: &str, model: &Arc<Model>, prompt: usize, decoded: usize) {
-    let Some(engine) = cuda(model, CacheRounding::Off) else { return };
+    let engine = cuda(model, CacheRounding::Off);
     let cpu = cpu(model, CacheRounding::Off);
     let mut random = fastrand::Rng::with_seed(prompt as u64);
     let vocab = model.config.vocab as u32;
@@ -36,6 +36,7 @@ fn compare(name: &str, model: &Arc<Model>, prompt: usize, decoded: usize) {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn every_recipe() {
     for &recipe in Recipe::ALL {
         compare(recipe.name(), &small_model(recipe), 70, 4);
@@ -44,6 +45,7 @@ fn every_recipe() {
 
 /// A file may list an expert twice for a token; it then counts twice.
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn experts_that_tokens_use_twice() {
     let mut model = small_model(Recipe::Q2);
     let used = model.config.experts_used;
@@ -60,6 +62,7 @@ fn experts_that_tokens_use_twice() {
 /// One type for all matrices that can have it; and types that no recipe has where matrices are
 /// computed exactly.
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn every_type_in_every_place() {
     let directory = tempfile::tempdir().unwrap();
     let source = directory.path().join("f32.gguf");
@@ -107,6 +110,7 @@ fn plan(source: &Path, options: Options) -> Plan {
 
 /// All widths of the full model but for the number of experts and tokens.
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn full_widths() {
     let flash = synth::flash(4);
     let layers = flash.layers.iter().filter(|layer| layer.kind != LayerKind::Swa).cloned();
@@ -121,16 +125,18 @@ fn full_widths() {
     compare("full widths", &model, 9, 2);
 }
 
-/// The real thing, four layers of it, on devices with time and memory for it.
-#[test]
-fn four_layers_of_the_full_model() {
-    for recipe in [Recipe::Q2, Recipe::Q4, Recipe::Mxfp4] {
-        let name = format!("four layers, {}", recipe.name());
-        let model = Arc::new(Model::dummy(&name, &synth::flash(4), recipe, 1).unwrap());
-        let Some(true) = cuda(&small_model(Recipe::Q2), CacheRounding::Off).as_ref().map(is_real)
-        else {
-            return;
-        };
-        compare(&name, &model, 48, 8);
+/// Tests that take minutes and much memory on the emulator.
+mod on_a_gpu {
+    use super::*;
+
+    /// The real thing, four layers of it.
+    #[test]
+    #[ignore = "needs a CUDA device that is a GPU"]
+    fn four_layers_of_the_full_model() {
+        for recipe in [Recipe::Q2, Recipe::Q4, Recipe::Mxfp4] {
+            let name = format!("four layers, {}", recipe.name());
+            let model = Arc::new(Model::dummy(&name, &synth::flash(4), recipe, 1).unwrap());
+            compare(&name, &model, 48, 8);
+        }
     }
 }

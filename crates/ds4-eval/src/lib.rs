@@ -3,6 +3,8 @@
 //! [`suite`] has cases that are answered and graded, [`perplexity`] and [`divergence`] judge
 //! every token of a text. docs/evaluation.md describes all of it for users, with the formats.
 
+#![forbid(unsafe_code)]
+
 pub mod divergence;
 mod error;
 pub mod grade;

@@ -2,11 +2,7 @@
 
 mod support;
 
-use std::{
-    net::SocketAddr,
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, thread::JoinHandle, time::Duration};
 
 use serde_json::{Value, json};
 use support::{
@@ -64,10 +60,8 @@ fn a_lost_device_ends_the_server_and_everyone_hears_of_it() {
     let late = post(at, CHAT, &ask("text", 10));
     assert_eq!(late.status, 503);
     assert!(late.body.contains("a cable came loose"), "{}", late.body);
-    let begun = Instant::now();
     let reason = running.ended().unwrap_err().to_string();
     assert!(reason.contains("device failed: a cable came loose"), "{reason}");
-    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[test]

@@ -1,16 +1,8 @@
 //! An opened file: its bytes (mapped, owned or embedded) and what they say.
 
-use std::{
-    collections::HashMap,
-    fs::{self, File},
-    io,
-    ops::Range,
-    path::Path,
-};
+use std::{collections::HashMap, ops::Range, path::Path};
 
-use memmap2::Mmap;
-
-use crate::{Error, FileLayout, Metadata, TensorType, parse::parse};
+use crate::{Error, FileLayout, Mapping, Metadata, TensorType, parse::parse};
 
 /// A GGUF file. Everything but the values of tensors has been checked: every
 /// tensor's range lies inside the file, and no two overlap.
@@ -40,7 +32,7 @@ pub struct TensorInfo {
 /// Who holds the file's bytes.
 #[derive(Debug)]
 enum Data {
-    Mapped(Mmap),
+    Mapped(Mapping),
     Owned(Vec<u8>),
     Static(&'static [u8]),
 }
@@ -55,7 +47,7 @@ impl GgufFile {
     /// If the file cannot be opened, or breaks a rule of the format.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let name = path.display().to_string();
-        match map(path) {
+        match Mapping::open(path) {
             Ok(mapping) => Self::new(name, Data::Mapped(mapping)),
             Err(source) => Err(Error::Io { file: name, source }),
         }
@@ -161,23 +153,4 @@ impl Data {
             Data::Static(bytes) => bytes,
         }
     }
-}
-
-fn map(path: &Path) -> io::Result<Mmap> {
-    // Asked before opening: opening a pipe would wait for its writer.
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let file = File::open(path)?;
-    // SAFETY: the mapping is private to this process and never written. Another
-    // process could change the file meanwhile: then values change, which no
-    // code relies on not to happen (ranges were checked against the mapping's
-    // length, not against contents read twice), or the file gets shorter and
-    // the next access ends the process, which the check below makes unlikely
-    // and `GgufFile::open` documents.
-    let mapping = unsafe { Mmap::map(&file)? };
-    if file.metadata()?.len() < mapping.len() as u64 {
-        return Err(io::Error::other("the file got shorter while it was opened"));
-    }
-    Ok(mapping)
 }

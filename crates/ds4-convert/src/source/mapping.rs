@@ -1,15 +1,8 @@
 //! Memory-mapped safetensors files: a checked header, and the tensors' bytes.
 
-use std::{
-    collections::HashMap,
-    fs::{self, File},
-    io,
-    ops::Range,
-    path::Path,
-    time::UNIX_EPOCH,
-};
+use std::{collections::HashMap, fs, io, ops::Range, path::Path, time::UNIX_EPOCH};
 
-use memmap2::Mmap;
+use gguf::Mapping;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::error::{Error, Result, io_error};
@@ -17,7 +10,7 @@ use crate::error::{Error, Result, io_error};
 /// A safetensors file; every tensor's range lies inside its mapping.
 pub(crate) struct SafetensorsFile {
     name: String,
-    mapping: Mmap,
+    mapping: Mapping,
     /// By name.
     pub(crate) tensors: HashMap<String, Info>,
     identity: blake3::Hash,
@@ -36,7 +29,8 @@ impl SafetensorsFile {
     /// Maps the file at `path` and checks its header.
     pub(crate) fn open(path: &Path) -> Result<SafetensorsFile> {
         let name = path.display().to_string();
-        let (mapping, modified) = map(path).map_err(io_error(path))?;
+        let mapping = Mapping::open(path).map_err(io_error(path))?;
+        let modified = modified(path).map_err(io_error(path))?;
         let header = SafeTensors::read_metadata(&mapping);
         let (header_bytes, metadata) =
             header.map_err(|source| Error::Safetensors { file: name.clone(), source })?;
@@ -80,22 +74,8 @@ impl SafetensorsFile {
     }
 }
 
-/// The mapping, and when the file was changed, in nanoseconds.
-fn map(path: &Path) -> io::Result<(Mmap, u128)> {
-    // Asked before opening: opening a pipe would wait for its writer.
-    let metadata = fs::metadata(path)?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let file = File::open(path)?;
-    // SAFETY: the mapping is private to this process and never written. Another process could
-    // change the file meanwhile: then values change, which no code relies on not to happen
-    // (ranges are checked against the mapping's length), or the file gets shorter and the next
-    // access ends the process, which the check below makes unlikely and `Source::open` documents.
-    let mapping = unsafe { Mmap::map(&file)? };
-    if file.metadata()?.len() < mapping.len() as u64 {
-        return Err(io::Error::other("the file got shorter while it was opened"));
-    }
-    Ok((mapping, modified))
+/// When the file was changed, in nanoseconds.
+fn modified(path: &Path) -> io::Result<u128> {
+    let modified = fs::metadata(path)?.modified()?;
+    Ok(modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos())
 }

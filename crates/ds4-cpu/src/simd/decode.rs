@@ -6,8 +6,8 @@
 use ds4_model::weights::MatrixView;
 
 use super::{
-    formats::{Format, GROUPS, SUPERBLOCK, Unpacked},
-    q8::Q8Block,
+    formats::{Format, Unpacked},
+    q8::{GROUPS, Q8Block, SUPERBLOCK},
     vector::Vector,
 };
 

@@ -194,7 +194,7 @@ fn project(
     y: &mut [f32],
 ) {
     let kernels = x.isa.kernels;
-    let quantized = (!is_float(experts.down.ty)).then(|| Q8Rows::new(kernels, hidden, width));
+    let quantized = (!is_float(experts.down.ty)).then(|| kernels.quantized(hidden, width));
     let source = Source { x: hidden, cols: width, quantized: quantized.as_ref() };
     let (offsets, _) = offsets(batch);
     let rows =
@@ -269,7 +269,7 @@ impl<'a> Gathered<'a> {
                 let panels = source.quantized.map_or(Vec::new(), |quantized| {
                     let blocks: Vec<_> =
                         rows[decoding..].iter().map(|&r| quantized.row(r)).collect();
-                    Panel::split(kernels, &blocks)
+                    Panel::split(&blocks, kernels.panel)
                 });
                 GatheredRows { rows, decoding, panels }
             })

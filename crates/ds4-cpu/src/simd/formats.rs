@@ -4,20 +4,15 @@
 //! The unpacking itself differs by instruction set and lies with it
 //! (`avx2/formats.rs` and so on); here are the traits, and what the sets share.
 
+use std::mem::MaybeUninit;
+
 use gguf::IQ2_SIGNS;
 
 use super::{
-    q8::Q8Block,
-    tile::{self, Rows},
-    vector::Vector,
+    q8::{GROUPS, Q8Block, SUPERBLOCK},
+    tile::{WORDS, prefetch, registers},
+    vector::{Rows, Vector},
 };
-
-/// Elements of a superblock.
-pub(super) const SUPERBLOCK: usize = 256;
-/// Elements that share an activation scale.
-pub(super) const GROUP: usize = 32;
-/// Groups of a superblock.
-pub(super) const GROUPS: usize = SUPERBLOCK / GROUP;
 
 /// A quantised weight format on one instruction set.
 ///
@@ -50,7 +45,7 @@ pub(super) trait Format<V: Vector> {
     #[inline(always)]
     unsafe fn unpack_tile(rows: &Rows, ahead: usize, tile: *mut u32) {
         // SAFETY: as the caller promises.
-        unsafe { tile::unpack_by_rows::<V, Self>(rows, ahead, tile) }
+        unsafe { unpack_by_rows::<V, Self>(rows, ahead, tile) }
     }
 
     /// Which four elements of the superblock, counted in fours, 32-bit word `i`
@@ -93,6 +88,86 @@ pub(super) struct Unpacked<V: Vector> {
     pub scales: V::Groups,
     /// The first `MINS` count: of each group, or of each group's two halves.
     pub mins: [V::Groups; 2],
+}
+
+/// Unpacks one superblock of each row to `tile`: row by row to a scratch, which
+/// is then transposed.
+///
+/// # Safety
+/// Needs the instruction set of `V`; rows have [`Format::BYTES`] readable bytes,
+/// the tile room for eight groups.
+#[inline(always)]
+unsafe fn unpack_by_rows<V: Vector, F: Format<V> + ?Sized>(
+    rows: &Rows,
+    ahead: usize,
+    tile: *mut u32,
+) {
+    let stride = registers(F::MINS) * V::LANES;
+    // Left as they are, for zeroing takes as long as a third of the rest; what
+    // is read has been written.
+    let mut scratch = MaybeUninit::<Scratch>::uninit();
+    // SAFETY: as the caller promises; `LANES` rows of the scratch are written
+    // and read.
+    unsafe {
+        let quants = (&raw mut (*scratch.as_mut_ptr()).quants).cast::<[u8; SUPERBLOCK]>();
+        let factors = (&raw mut (*scratch.as_mut_ptr()).factors).cast::<[f32; FACTORS]>();
+        for lane in 0..V::LANES {
+            prefetch::<V>(rows[lane], ahead, F::BYTES);
+            let block = F::unpack(rows[lane]);
+            for (i, &word) in block.quants.as_ref().iter().enumerate() {
+                V::store_bytes(quants.add(lane).cast::<u8>().add(i * 4 * V::LANES), word);
+            }
+            // Scales and mins, and something to fill the last register.
+            let parts = [block.scales, block.mins[0], block.mins[1], block.scales];
+            for (i, part) in parts.into_iter().take(2 + F::MINS).enumerate() {
+                V::store_groups(factors.add(lane).cast::<f32>().add(i * GROUPS), part);
+            }
+        }
+
+        let mut targets = [tile; GROUPS * WORDS];
+        for (i, target) in targets.iter_mut().enumerate() {
+            let i = F::place(i);
+            *target = tile.add(i / WORDS * stride + i % WORDS * V::LANES);
+        }
+        let rows = rows_of(quants.cast(), SUPERBLOCK);
+        for (i, targets) in targets.chunks_exact(V::LANES).enumerate() {
+            V::transpose(&rows, i * 4 * V::LANES, targets);
+        }
+        let used = GROUPS * (1 + F::MINS);
+        let unused = (&raw mut (*scratch.as_mut_ptr()).unused).cast::<u32>();
+        let mut targets = [unused; FACTORS];
+        for (i, target) in targets[..used].iter_mut().enumerate() {
+            *target = tile.add(i % GROUPS * stride + (WORDS + i / GROUPS) * V::LANES);
+        }
+        let rows = rows_of(factors.cast(), FACTORS * 4);
+        for (i, targets) in targets.chunks_exact(V::LANES).enumerate() {
+            if i * V::LANES < used {
+                V::transpose(&rows, i * 4 * V::LANES, targets);
+            }
+        }
+    }
+}
+
+/// Room for a superblock's scales and mins, in whole registers.
+const FACTORS: usize = 4 * GROUPS;
+
+/// Rows of `size` bytes from `start` on.
+#[inline(always)]
+fn rows_of(start: *const u8, size: usize) -> Rows {
+    let mut rows = [start; 16];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = start.wrapping_add(i * size);
+    }
+    rows
+}
+
+/// Where rows meet on their way to a tile.
+#[repr(C, align(64))]
+struct Scratch {
+    quants: [[u8; SUPERBLOCK]; 16],
+    factors: [[f32; FACTORS]; 16],
+    /// For columns of no use.
+    unused: [u32; 16],
 }
 
 /// A float weight format on one instruction set.

@@ -6,7 +6,7 @@ use ds4_model::weights::MatrixView;
 use super::{
     attention::{Context, IndexQuery},
     float::FloatRows,
-    q8::{Panel, Q8Block},
+    q8::{Panel, Q8Block, Q8Rows},
     tile::Tile,
 };
 use gguf::TensorType;
@@ -29,6 +29,14 @@ pub(super) struct Kernels {
     pub index_scores: unsafe fn(&IndexQuery, &[f32], &mut [f32]),
     pub swiglu: unsafe fn(&[f32], &[f32], f32, f32, &mut [f32]),
     pub sum_of_squares: unsafe fn(&[f32]) -> f32,
+}
+
+impl Kernels {
+    /// Quantises `x`, rows of `cols`.
+    pub fn quantized(&self, x: &[f32], cols: usize) -> Q8Rows {
+        // SAFETY: kernels are handed out only for an instruction set that was found.
+        Q8Rows::new(x, cols, |x, blocks| unsafe { (self.quantize)(x, blocks) })
+    }
 }
 
 /// Evaluates `$call` with `$format` standing for the quantised format `$ty`.
@@ -83,9 +91,9 @@ macro_rules! define_kernels {
             float::FloatRows,
             formats::{Bf16, F16, F32, FloatFormat, Format, Iq2Xxs, Mxfp4, Q2K, Q4K, Q8_0},
             kernels::{Kernels, with_format},
-            math,
+            math, prefill,
             q8::{self, Panel, Q8Block},
-            tile::{self, Tile},
+            tile::Tile,
             vector::Vector,
         };
 
@@ -137,7 +145,7 @@ macro_rules! define_kernels {
         #[target_feature($(enable = $feature),*)]
         unsafe fn unpack_format<F: Format<$vector>>(w: MatrixView, tile: &mut Tile) {
             // SAFETY: this function's own terms.
-            unsafe { tile::unpack::<$vector, F>(w, tile) }
+            unsafe { prefill::unpack::<$vector, F>(w, tile) }
         }
 
         unsafe fn multiply_tile(
@@ -174,7 +182,7 @@ macro_rules! define_kernels {
             stride: usize,
         ) {
             // SAFETY: this function's own terms.
-            unsafe { tile::multiply::<$vector, F, T>(tile, panel, out, stride) }
+            unsafe { prefill::multiply::<$vector, F, T>(tile, panel, out, stride) }
         }
 
         unsafe fn multiply_floats(

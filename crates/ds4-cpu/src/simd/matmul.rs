@@ -7,8 +7,8 @@ use gguf::TensorType;
 use rayon::prelude::*;
 
 use super::{
-    Isa,
     float::FloatRows,
+    isa::Isa,
     kernels::Kernels,
     q8::{Panel, Q8Block, Q8Rows},
     tile::Tile,
@@ -71,7 +71,7 @@ impl<'a> Input<'a> {
 
     /// Each group of each token as a row of its own, token by token.
     pub(super) fn quantized(&self) -> &Q8Rows {
-        self.quantized.get_or_init(|| Q8Rows::new(self.isa.kernels, self.x, self.cols))
+        self.quantized.get_or_init(|| self.isa.kernels.quantized(self.x, self.cols))
     }
 
     fn quantized_row(&self, token: usize, group: usize) -> &[Q8Block] {
@@ -88,7 +88,7 @@ impl<'a> Input<'a> {
                 (self.decoding..self.rows()).map(|t| self.quantized_row(t, group)).collect()
             };
             let rows: Vec<_> = (0..self.groups).map(rows_of).collect();
-            rows.par_iter().map(|rows| Panel::split(self.isa.kernels, rows)).collect()
+            rows.par_iter().map(|rows| Panel::split(rows, self.isa.kernels.panel)).collect()
         });
         Operand::Quantized {
             decoding: (0..self.decoding).map(|t| self.quantized_row(t, group)).collect(),

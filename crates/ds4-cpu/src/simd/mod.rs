@@ -8,7 +8,7 @@
 //! Quantised weights meet activations quantised to i8 in groups of 32 (`q8.rs`)
 //! and are multiplied in integers; float weights meet f32. Single tokens go
 //! through kernels that read the weights once, in file order (`decode.rs`);
-//! chunks of a prompt go through tiles of unpacked rows (`tile.rs`).
+//! chunks of a prompt go through tiles of unpacked rows (`prefill.rs`).
 //!
 //! The invariant: what is computed for a token doesn't depend on the other
 //! tokens of the call, nor on the number of threads. Every sum has one order.
@@ -16,6 +16,20 @@
 //! Kernels are written once, generic over the operations of `vector.rs`; a
 //! folder per instruction set holds those operations and the unpacking of
 //! blocks. Parallel work runs on the caller's current rayon pool.
+//!
+//! Each file uses only files further down:
+//!
+//! | | |
+//! |---|---|
+//! | `experts.rs`, then `matmul.rs` | work split over threads |
+//! | `isa.rs` | the instruction sets of this machine |
+//! | `avx512/`, then `avx2/`; `neon/` | operations and unpacking of one set |
+//! | `kernels.rs` | the table of a set's kernels |
+//! | `decode.rs`, `prefill.rs`, `attention.rs` | generic kernels |
+//! | `float.rs`, `math.rs` | generic kernels that `attention.rs` uses, too |
+//! | `formats.rs` | formats of weights |
+//! | `q8.rs`, `tile.rs` | activations and unpacked rows |
+//! | `vector.rs` | operations of a set |
 
 #![allow(clippy::needless_range_loop, reason = "blocks of registers are indexed together")]
 
@@ -24,9 +38,11 @@ mod decode;
 mod experts;
 mod float;
 mod formats;
+mod isa;
 mod kernels;
 mod math;
 mod matmul;
+mod prefill;
 mod q8;
 mod tile;
 mod vector;
@@ -39,62 +55,13 @@ mod avx512;
 mod neon;
 
 use ds4_model::config::{HEAD_DIM, INDEX_DIM};
-use gguf::TensorType;
 
 pub use experts::{Experts, experts};
 pub(crate) use experts::{Seen, experts_seen};
+pub use isa::Isa;
 pub use matmul::{Input, matmul};
 
 use attention::{Context, IndexQuery};
-use kernels::Kernels;
-
-/// An instruction set that this machine has.
-///
-/// Values come from [`Isa::detect`] and [`Isa::available`] alone, so having one
-/// is the proof that its kernels may run.
-#[derive(Clone, Copy)]
-pub struct Isa {
-    name: &'static str,
-    kernels: &'static Kernels,
-}
-
-impl Isa {
-    /// The fastest instruction set of this machine that there are kernels for.
-    pub fn detect() -> Option<Isa> {
-        Isa::available().into_iter().next()
-    }
-
-    /// Every instruction set of this machine that there are kernels for, the
-    /// fastest first.
-    pub fn available() -> Vec<Isa> {
-        let mut found = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            if avx512::is_available() {
-                found.push(Isa { name: "AVX-512", kernels: &avx512::KERNELS });
-            }
-            if avx2::is_available() {
-                found.push(Isa { name: "AVX2", kernels: &avx2::KERNELS });
-            }
-        }
-        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-        if neon::is_available() {
-            found.push(Isa { name: "NEON", kernels: &neon::KERNELS });
-        }
-        found
-    }
-
-    /// Its usual name, such as `AVX2`.
-    pub fn name(self) -> &'static str {
-        self.name
-    }
-
-    /// Whether [`matmul()`] and [`experts()`] take weights of type `ty`.
-    pub fn supports(self, ty: TensorType) -> bool {
-        use TensorType::*;
-        matches!(ty, F32 | F16 | BF16 | Q8_0 | Q2_K | Q4_K | IQ2_XXS | MXFP4)
-    }
-}
 
 /// Attention of one query over its visible rows, which are keys and values
 /// alike: every head becomes the mean of the rows, weighted by

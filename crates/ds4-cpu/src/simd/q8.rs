@@ -6,11 +6,14 @@
 
 use rayon::prelude::*;
 
-use super::{
-    formats::{GROUP, GROUPS, SUPERBLOCK},
-    kernels::Kernels,
-    vector::Vector,
-};
+use super::vector::Vector;
+
+/// Elements of a superblock.
+pub(super) const SUPERBLOCK: usize = 256;
+/// Elements that share an activation scale.
+pub(super) const GROUP: usize = 32;
+/// Groups of a superblock.
+pub(super) const GROUPS: usize = SUPERBLOCK / GROUP;
 
 /// 256 activations.
 #[repr(C, align(64))]
@@ -48,14 +51,12 @@ pub(super) struct Q8Rows {
 }
 
 impl Q8Rows {
-    /// Quantises `x`, rows of `cols`.
-    pub fn new(kernels: &Kernels, x: &[f32], cols: usize) -> Self {
+    /// Quantises `x`, rows of `cols`, each by `quantize`.
+    pub fn new(x: &[f32], cols: usize, quantize: impl Fn(&[f32], &mut [Q8Block]) + Sync) -> Self {
         let blocks_per_row = cols.div_ceil(SUPERBLOCK);
         let mut blocks = vec![Q8Block::ZERO; x.len() / cols * blocks_per_row];
-        blocks.par_chunks_mut(blocks_per_row).zip(x.par_chunks(cols)).for_each(|(blocks, x)| {
-            // SAFETY: `kernels` exist only for an instruction set that was found.
-            unsafe { (kernels.quantize)(x, blocks) };
-        });
+        let rows = blocks.par_chunks_mut(blocks_per_row).zip(x.par_chunks(cols));
+        rows.for_each(|(blocks, x)| quantize(x, blocks));
         Q8Rows { blocks, blocks_per_row }
     }
 
@@ -150,9 +151,9 @@ pub(super) mod panel {
 }
 
 impl Panel {
-    /// Splits `rows` into panels as even as possible.
-    pub fn split(kernels: &Kernels, rows: &[&[Q8Block]]) -> Vec<Panel> {
-        let count = rows.len().div_ceil(kernels.panel);
+    /// Splits `rows` into panels of at most `most` tokens, as even as possible.
+    pub fn split(rows: &[&[Q8Block]], most: usize) -> Vec<Panel> {
+        let count = rows.len().div_ceil(most);
         (0..count)
             .map(|i| {
                 let range = rows.len() * i / count..rows.len() * (i + 1) / count;

@@ -6,7 +6,8 @@
 //! depends on the set stays outside: the operations here and the unpacking of
 //! blocks ([`super::formats::Format`]).
 
-use super::tile::Rows;
+/// A pointer for each lane; [`Vector::LANES`] is at most 16.
+pub(super) type Rows = [*const u8; 16];
 
 /// One instruction set's registers and operations.
 ///

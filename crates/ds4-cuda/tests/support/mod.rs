@@ -11,19 +11,15 @@ pub use ds4_conformance::{
     phase_of, random_tokens, session_after, small_model, small_model_of, tiny_file,
 };
 use ds4_cpu::{CpuBackend, Kernels};
-use ds4_cuda::{CudaBackend, Error, Options};
+use ds4_cuda::{CudaBackend, Options};
 use ds4_engine::{Engine, Session, StepOutput, Wanted, Work, rows::CacheRounding};
 use ds4_model::Model;
 
 /// `model` on the device, or none where there is no device.
-pub fn cuda(model: &Arc<Model>, rounding: CacheRounding) -> Option<Engine> {
+pub fn cuda(model: &Arc<Model>, rounding: CacheRounding) -> Engine {
     let options = Options { device: None, cache_rounding: rounding, context: 1024 };
     match CudaBackend::new(model.clone(), options, |_, _| {}) {
-        Ok(backend) => Some(Engine::new(backend)),
-        Err(Error::NoDriver | Error::NoDevice { .. }) => {
-            eprintln!("no CUDA device: nothing was tested");
-            None
-        }
+        Ok(backend) => Engine::new(backend),
         Err(error) => panic!("{error}"),
     }
 }

@@ -230,8 +230,11 @@ pub struct Done {
     pub gaps: Vec<Duration>,
     /// Time on a processor in them.
     pub between: Duration,
-    /// The longest step that answers shared with a prompt, as it would be on an idle machine.
-    pub longest_shared: Duration,
+    /// Tokens of prompts but for the last part of each, and the steps that had some.
+    pub prompt_tokens: usize,
+    pub prompt_steps: usize,
+    /// The ones among them that continued an answer, too.
+    pub shared_steps: usize,
     ended: Instant,
     ended_on_processor: Duration,
 }
@@ -255,7 +258,7 @@ impl Work {
     pub fn own_time() -> (Duration, Duration) {
         let (work, steps) = (Work::default(), 200);
         for _ in 0..steps {
-            work.begin(Duration::from_micros(200), false);
+            work.begin(Duration::from_micros(200), 0, false);
             work.end(0);
         }
         work.take().map_or_else(Default::default, |done| {
@@ -263,30 +266,35 @@ impl Work {
         })
     }
 
-    /// A step begins, with a pause of so long; some share it with a prompt.
-    fn begin(&self, pause: Duration, shared: bool) {
+    /// What one can say of it so far; false if it has done nothing.
+    pub fn look(&self, test: impl FnOnce(&Done) -> bool) -> bool {
+        self.0.lock().unwrap().as_ref().is_some_and(test)
+    }
+
+    /// A step begins, with a pause of so long, so many tokens of prompts, and answers beside them.
+    fn begin(&self, pause: Duration, prompt_tokens: usize, answers: bool) {
         let now = Instant::now();
         std::thread::sleep(pause);
         let mut done = self.0.lock().unwrap();
-        match &mut *done {
-            None => {
-                *done = Some(Done {
-                    steps: 0,
-                    chosen: 0,
-                    gaps: Vec::new(),
-                    between: Duration::ZERO,
-                    longest_shared: Duration::ZERO,
-                    ended: now,
-                    ended_on_processor: Duration::ZERO,
-                });
-            }
-            Some(done) => {
-                done.gaps.push(now - done.ended);
-                if shared {
-                    done.longest_shared = done.longest_shared.max(pause);
-                }
-                done.between += on_processor().saturating_sub(done.ended_on_processor);
-            }
+        if let Some(done) = &mut *done {
+            done.gaps.push(now - done.ended);
+            done.between += on_processor().saturating_sub(done.ended_on_processor);
+        }
+        let done = done.get_or_insert(Done {
+            steps: 0,
+            chosen: 0,
+            gaps: Vec::new(),
+            between: Duration::ZERO,
+            prompt_tokens: 0,
+            prompt_steps: 0,
+            shared_steps: 0,
+            ended: now,
+            ended_on_processor: Duration::ZERO,
+        });
+        if prompt_tokens > 0 {
+            done.prompt_tokens += prompt_tokens;
+            done.prompt_steps += 1;
+            done.shared_steps += usize::from(answers);
         }
     }
 
@@ -362,6 +370,13 @@ impl Scripted {
     }
 }
 
+/// Tokens of prompts that go on after this step: no logits are wanted of them.
+fn unanswered(batch: &Batch) -> usize {
+    let spans = batch.spans.iter().map(|span| span.rows.clone());
+    let goes_on = |rows: &Range<usize>| !batch.logit_rows.iter().any(|row| rows.contains(row));
+    spans.filter(goes_on).map(|rows| rows.len()).sum()
+}
+
 impl Backend for Scripted {
     fn config(&self) -> &Config {
         &self.config
@@ -417,7 +432,7 @@ impl Backend for Scripted {
         let prompt_tokens = batch.tokens.len() - batch.decode_rows;
         let pause = self.timing.step + self.timing.prompt_token * prompt_tokens as u32;
         match &self.work {
-            Some(work) => work.begin(pause, prompt_tokens > 0 && batch.decode_rows > 0),
+            Some(work) => work.begin(pause, unanswered(batch), !batch.logit_rows.is_empty()),
             None => std::thread::sleep(pause),
         }
         let mut next = vec![None; batch.tokens.len()];

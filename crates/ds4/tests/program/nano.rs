@@ -1,6 +1,6 @@
 //! The built-in model: it answers, and always the same.
 
-use std::{fs, path::Path, time::Instant};
+use std::{fs, path::Path};
 
 use serde_json::Value;
 
@@ -14,14 +14,11 @@ fn answer(args: &[&str]) -> Value {
 
 #[test]
 fn a_question_is_answered_without_a_model_or_network() {
-    let start = Instant::now();
     let output = built_in(&["run", "-p", "What is a telescope?", "--seed", "1"]).output().unwrap();
     let answer = text(&output.stdout);
     assert!(output.status.success() && answer.starts_with("A telescope is a "), "{answer}");
     let stderr = text(&output.stderr);
     assert!(stderr.contains("No model given: this is nano"), "{stderr}");
-    // It takes a tenth of that on an idle machine; tests run beside it.
-    assert!(start.elapsed().as_secs() < 20);
 }
 
 /// `models/nano/golden.jsonl` holds prompts and the ids of the likeliest tokens after them.

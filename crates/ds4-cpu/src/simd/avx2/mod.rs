@@ -1,12 +1,13 @@
 //! AVX2 with FMA and F16C.
 
-mod formats;
-
-pub(super) use formats::{IQ2_BIAS, MXFP4_BIAS};
+pub(super) mod formats;
 
 use std::arch::x86_64::*;
 
-use super::{kernels::define_kernels, tile::Rows, vector::operations};
+use super::{
+    kernels::define_kernels,
+    vector::{Rows, operations},
+};
 
 /// 256-bit registers.
 pub(super) struct Avx2;

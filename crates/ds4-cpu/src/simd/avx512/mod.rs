@@ -1,11 +1,16 @@
 //! AVX-512 as Ice Lake and Zen 4 have it: with VNNI, VBMI and GFNI.
 
 mod formats;
+mod levels;
 mod tiles;
 
 use std::arch::x86_64::*;
 
-use super::{avx2::Avx2, kernels::define_kernels, tile::Rows, vector::operations};
+use super::{
+    avx2::Avx2,
+    kernels::define_kernels,
+    vector::{Rows, operations},
+};
 
 /// 512-bit registers.
 pub(super) struct Avx512;

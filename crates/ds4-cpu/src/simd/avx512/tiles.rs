@@ -5,12 +5,13 @@ use std::arch::x86_64::*;
 
 use super::{
     Avx512,
-    formats::{level_codes, sign_bytes, signed_levels},
+    levels::{level_codes, sign_bytes, signed_levels},
     transpose_four,
 };
 use crate::simd::{
-    formats::GROUPS,
-    tile::{Rows, WORDS, prefetch, registers},
+    q8::GROUPS,
+    tile::{WORDS, prefetch, registers},
+    vector::Rows,
 };
 
 /// Rows of a tile.

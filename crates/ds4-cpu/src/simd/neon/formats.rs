@@ -8,9 +8,10 @@ use gguf::IQ2_XXS_GRID;
 use super::Neon;
 use crate::simd::{
     formats::{
-        Format, GROUPS, IQ2_SIGN_BYTES, Iq2Xxs, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0, Unpacked,
+        Format, IQ2_SIGN_BYTES, Iq2Xxs, MXFP4_QUANTS, Mxfp4, Q2K, Q4K, Q8_0, Unpacked,
         half_exponent, q4_k_scales_and_mins,
     },
+    q8::GROUPS,
     vector::{Vector, operations},
 };
 

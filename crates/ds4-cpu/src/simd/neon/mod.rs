@@ -4,7 +4,10 @@ mod formats;
 
 use std::arch::{aarch64::*, asm};
 
-use super::{kernels::define_kernels, tile::Rows, vector::operations};
+use super::{
+    kernels::define_kernels,
+    vector::{Rows, operations},
+};
 
 /// 128-bit registers.
 pub(super) struct Neon;

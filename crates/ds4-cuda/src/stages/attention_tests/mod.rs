@@ -34,8 +34,9 @@ fn each(device: &Device, mut test: impl FnMut(&mut Harness)) {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn prefill_chunks_of_any_length() {
-    let Some(device) = device() else { return };
+    let device = device();
     each(&device, |h| {
         let mut sessions = [h.session(), h.session()];
         // The second is longer than every ring; then chunks that start inside windows.
@@ -45,8 +46,9 @@ fn prefill_chunks_of_any_length() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn decoding_across_every_boundary() {
-    let Some(device) = device() else { return };
+    let device = device();
     each(&device, |h| {
         let mut sessions = [h.session(), h.session()];
         h.step(&mut sessions, &[(0, 1), (1, 7)]);
@@ -60,8 +62,9 @@ fn decoding_across_every_boundary() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn decodes_and_prefill_chunks_in_one_step() {
-    let Some(device) = device() else { return };
+    let device = device();
     each(&device, |h| {
         let mut sessions = [h.session(), h.session(), h.session()];
         h.step(&mut sessions, &[(0, 100), (1, 20)]);
@@ -70,8 +73,9 @@ fn decodes_and_prefill_chunks_in_one_step() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn rewinding_repeats_nothing_and_loses_nothing() {
-    let Some(device) = device() else { return };
+    let device = device();
     each(&device, |h| {
         let mut sessions = [h.session()];
         // As far back as a session goes.
@@ -86,8 +90,9 @@ fn rewinding_repeats_nothing_and_loses_nothing() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn a_restored_cache_goes_on_alike() {
-    let Some(device) = device() else { return };
+    let device = device();
     each(&device, |h| {
         let mut sessions = [h.session(), h.session()];
         h.step(&mut sessions, &[(0, 150)]);
@@ -100,8 +105,9 @@ fn a_restored_cache_goes_on_alike() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn recorded_launches_hold_for_later_positions() {
-    let Some(device) = device() else { return };
+    let device = device();
     each(&device, |h| {
         let mut sessions = [h.session(), h.session()];
         h.step(&mut sessions, &[(0, 1), (1, 60)]);
@@ -110,8 +116,9 @@ fn recorded_launches_hold_for_later_positions() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn heads_of_the_full_model() {
-    let Some(device) = device() else { return };
+    let device = device();
     for kind in KINDS {
         let shape = Shape {
             kind,
@@ -134,8 +141,9 @@ fn heads_of_the_full_model() {
 
 /// Many rows have a kernel of their own, and blocks that share a query's rows differently.
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn attention_has_the_same_bits_however_many_rows_there_are() {
-    let Some(device) = device() else { return };
+    let device = device();
     for rounding in ROUNDINGS {
         // Few groups of heads and many, and a last one that is not full.
         for heads in [20, 84] {
@@ -154,8 +162,9 @@ fn attention_has_the_same_bits_however_many_rows_there_are() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn heads_that_fill_no_tile() {
-    let Some(device) = device() else { return };
+    let device = device();
     for (heads, index_heads) in [(8, 12), (20, 16), (2, 3)] {
         let shape = Shape { heads, index_heads, ..small(LayerKind::Csa, CacheRounding::On) };
         let mut h = Harness::new(&device, shape, 3);
@@ -166,8 +175,9 @@ fn heads_that_fill_no_tile() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn a_long_session() {
-    let Some(device) = device() else { return };
+    let device = device();
     for rounding in ROUNDINGS {
         // More keys than a block sees at once or shared memory holds, and 1100 rows of HCA.
         let shape = Shape { keys: 40_000, ..small(LayerKind::Csa, rounding) };
@@ -185,8 +195,9 @@ fn long_step(device: &Device, shape: Shape, position: usize) {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn scores_in_several_passes_choose_the_same() {
-    let Some(device) = device() else { return };
+    let device = device();
     let shape = small(LayerKind::Csa, CacheRounding::On);
     let mut h = Harness::new(&device, shape, 9);
     let mut sessions = [h.session()];
@@ -196,8 +207,9 @@ fn scores_in_several_passes_choose_the_same() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn equal_scores_go_to_the_lower_row() {
-    let Some(device) = device() else { return };
+    let device = device();
     // One head: half of the scores are exactly zero, and above all others where its weight is
     // negative.
     let shape = Shape { index_heads: 1, ..small(LayerKind::Csa, CacheRounding::On) };
@@ -213,8 +225,9 @@ fn equal_scores_go_to_the_lower_row() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn a_score_beyond_all_others_hides_no_differences() {
-    let Some(device) = device() else { return };
+    let device = device();
     let shape = Shape { keys: 1100, ..small(LayerKind::Csa, CacheRounding::Off) };
     let mut h = Harness::new(&device, shape, 2);
     let mut sessions = [h.session()];
@@ -225,8 +238,9 @@ fn a_score_beyond_all_others_hides_no_differences() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn rows_are_stored_bit_for_bit_as_the_engine_stores_them() {
-    let Some(device) = device() else { return };
+    let device = device();
     for rounding in ROUNDINGS {
         let mut h = Harness::new(&device, small(LayerKind::Csa, rounding), 13);
         let rows = hostile_rows(HEAD_DIM);
@@ -263,8 +277,9 @@ fn same_rows(codec: RowCodec, stored: &[u8], rows: &[f32]) {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn no_room_to_grow_leaves_the_session_alive() {
-    let Some(device) = device() else { return };
+    let device = device();
     let mut h = Harness::new(&device, small(LayerKind::Csa, CacheRounding::On), 7);
     let mut sessions = [h.session()];
     h.step(&mut sessions, &[(0, 20)]);
@@ -277,8 +292,9 @@ fn no_room_to_grow_leaves_the_session_alive() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device or the emulator"]
 fn growing_keeps_rows_and_counts_bytes() {
-    let Some(device) = device() else { return };
+    let device = device();
     let mut h = Harness::new(&device, small(LayerKind::Csa, CacheRounding::On), 7);
     let mut session: Session = h.session();
     h.fill(&mut session, 1000);

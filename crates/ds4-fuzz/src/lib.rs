@@ -1,0 +1,41 @@
+//! Targets of fuzzing: functions that take hostile bytes and must not panic, hang or take memory
+//! without bound.
+//!
+//! `tests/targets.rs` runs them on [`seeds`] and on mutations of these; the programs in
+//! `fuzz/fuzz_targets` hand them to libFuzzer.
+
+#![forbid(unsafe_code)]
+
+pub mod models;
+mod readers;
+pub mod seeds;
+mod served;
+
+/// A target.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Its name, and that of the folder with its seeds.
+    pub name: &'static str,
+    /// What takes the bytes.
+    pub run: fn(&[u8]),
+}
+
+/// All targets.
+pub const TARGETS: [Target; 7] = [
+    Target { name: "read_gguf", run: readers::gguf },
+    Target { name: "load_model", run: readers::model },
+    Target { name: "safetensors", run: readers::safetensors },
+    Target { name: "imatrix", run: readers::imatrix },
+    Target { name: "chat_request", run: served::chat_request },
+    Target { name: "json_schema", run: served::json_schema },
+    Target { name: "snapshot", run: served::snapshot },
+];
+
+/// Runs the target `name`.
+///
+/// # Panics
+/// If there is none of that name, or if the target finds an error.
+pub fn run(name: &str, bytes: &[u8]) {
+    let target = TARGETS.iter().find(|target| target.name == name);
+    (target.expect("a target of that name").run)(bytes);
+}
