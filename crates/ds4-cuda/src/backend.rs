@@ -291,10 +291,9 @@ impl Backend for CudaBackend {
         let top_k = self.model.config.index_top_k;
         let crowded = batch.spans.iter().any(|s| visible(s) > top_k);
         let scratch = x.scratch();
-        scratch.step.fill(batch, crowded);
+        scratch.step.fill(batch, crowded)?;
         scratch.step.upload(&self.device)?;
-        let wanted: Vec<u32> = batch.logit_rows.iter().map(|r| *r as u32).collect();
-        self.device.upload(&mut scratch.head.rows, 0, &wanted)?;
+        scratch.head.rows.upload(&self.device, &batch.logit_rows)?;
         self.stage(batch, &mut x, |s| s.embed())?;
         Ok(x)
     }
@@ -375,7 +374,10 @@ impl Backend for CudaBackend {
         let only_decodes = shape.rows == shape.decode_rows;
         let scratch = x.scratch();
         match scratch.graphs.get(&key).filter(|_| only_decodes) {
-            Some(graph) => graph.launch()?,
+            // SAFETY: the graph belongs to this scratch, whose buffers it reads and writes, and the
+            // table of caches has the addresses of this step's caches.
+            #[allow(unsafe_code, reason = "launches kernels")]
+            Some(graph) => unsafe { graph.launch() }?,
             None => self.stages(scratch, shape).head()?,
         }
         // Not recorded: how many rows want no more than a token changes from step to step where

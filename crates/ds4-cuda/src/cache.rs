@@ -18,7 +18,10 @@ use ds4_engine::{
 };
 use ds4_model::config::{Config, INDEX_DIM, LayerKind, WINDOW};
 
-use crate::device::{Buffer, Device, Pointer};
+use crate::{
+    device::{Buffer, Device},
+    kernel::Pointer,
+};
 
 /// Slots of a window's ring.
 const WINDOW_SLOTS: usize = WINDOW + MAX_REWIND;

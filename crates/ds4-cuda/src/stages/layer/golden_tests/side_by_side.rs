@@ -136,10 +136,9 @@ impl SideBySide {
         let pointers = self.caches.iter().map(Cache::pointers);
         self.scratch.caches.upload(&self.device, pointers, layers).expect("addresses");
         let crowded = batch.spans.iter().any(|s| visible(s) > self.model.config.index_top_k);
-        self.scratch.step.fill(batch, crowded);
+        self.scratch.step.fill(batch, crowded).expect("tables");
         self.scratch.step.upload(&self.device).expect("tables");
-        let wanted: Vec<u32> = batch.logit_rows.iter().map(|r| *r as u32).collect();
-        self.device.upload(&mut self.scratch.head.rows, 0, &wanted).expect("rows");
+        self.scratch.head.rows.upload(&self.device, &batch.logit_rows).expect("rows");
     }
 
     pub(super) fn stages(&self, shape: Shape) -> Stages<'_> {
