@@ -2,13 +2,20 @@
 
 #include "common.cuh"
 
-#define ARGMAX_THREADS 256
 #define ARGMAX_WARPS (ARGMAX_THREADS / WARP)
-// Logits that a thread reads at once.
-#define THREAD_LOGITS 16
-// What stands for the token of a row with a NaN or without a largest finite number; mirrors
-// src/stages/argmax.rs.
-#define UNUSABLE 0xffffffffu
+
+struct ArgmaxParams {
+    // [n, vocab].
+    const float* logits;
+    // The blocks' own best [n, blocks].
+    u64* parts;
+    // Counters [n], zero before and after.
+    u32* arrivals;
+    // [n].
+    u32* tokens;
+    u32 vocab;
+};
+SAME_IN_RUST(ArgmaxParams);
 
 // Orders tokens by their logits, and those of equal ones the other way: the largest is the best.
 // Above all numbers is a NaN.
@@ -33,38 +40,36 @@ __device__ inline u64 block_best(u64 best) {
     return best;
 }
 
-// The best of each row of `logits [n, vocab]`, the first of equals, to `tokens [n]`. Grid: (blocks
-// that share a row, rows). `parts [n, blocks]` is for the blocks' own best, `arrivals [n]` zero
-// before and after.
 extern "C" __global__ void __launch_bounds__(ARGMAX_THREADS) argmax(
-    const float* logits, u32 vocab, u64* parts, u32* arrivals, u32* tokens
+    __grid_constant__ const ArgmaxParams p
 ) {
     launch_dependents();
     wait_for_dependencies();
-    u32 row = blockIdx.y, first = blockIdx.x * ARGMAX_THREADS * THREAD_LOGITS + threadIdx.x;
-    const float* own = logits + (u64)row * vocab;
-    float values[THREAD_LOGITS];
+    u32 row = blockIdx.y, first = blockIdx.x * ARGMAX_THREADS * ARGMAX_THREAD_LOGITS;
+    first += threadIdx.x;
+    const float* own = p.logits + (u64)row * p.vocab;
+    float values[ARGMAX_THREAD_LOGITS];
 #pragma unroll
-    for (u32 i = 0; i < THREAD_LOGITS; ++i) {
+    for (u32 i = 0; i < ARGMAX_THREAD_LOGITS; ++i) {
         u32 token = first + i * ARGMAX_THREADS;
-        values[i] = token < vocab ? own[token] : -INFINITY;
+        values[i] = token < p.vocab ? own[token] : -INFINITY;
     }
     u64 best = 0;
 #pragma unroll
-    for (u32 i = 0; i < THREAD_LOGITS; ++i) {
+    for (u32 i = 0; i < ARGMAX_THREAD_LOGITS; ++i) {
         // What is beyond the end is best only where no token is usable.
         best = max(best, rank(values[i], first + i * ARGMAX_THREADS));
     }
     best = block_best(best);
-    u64* own_parts = parts + (u64)row * gridDim.x;
+    u64* own_parts = p.parts + (u64)row * gridDim.x;
     if (threadIdx.x == 0) own_parts[blockIdx.x] = best;
-    if (!last_to_arrive(arrivals + row, gridDim.x)) return;
+    if (!last_to_arrive(p.arrivals + row, gridDim.x)) return;
 
     best = 0;
     for (u32 i = threadIdx.x; i < gridDim.x; i += ARGMAX_THREADS) best = max(best, own_parts[i]);
     best = block_best(best);
     if (threadIdx.x == 0) {
         bool usable = best >> 32 > rank(-INFINITY, 0) >> 32 && best >> 32 < rank(INFINITY, 0) >> 32;
-        tokens[row] = usable ? ~(u32)best : UNUSABLE;
+        p.tokens[row] = usable ? ~(u32)best : UNUSABLE_TOKEN;
     }
 }

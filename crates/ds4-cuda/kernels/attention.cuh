@@ -8,9 +8,7 @@
 
 #include "rows.cuh"
 
-#define ATTEND_THREADS 256
 #define ATTEND_WARPS (ATTEND_THREADS / WARP)
-#define TILE_HEADS 16
 // Columns of the result that a warp sums.
 #define WARP_COLUMNS (HEAD_DIM / ATTEND_WARPS)
 // Halves between rows of a shared tile: 16 bytes more than the row, so that the eight rows of a
@@ -18,27 +16,30 @@
 #define ROW_STRIDE (HEAD_DIM + 8)
 #define LOG2_E 1.4426950408889634f
 
-// What a block reads.
-struct Attention {
+struct AttentionParams {
+    StepLayer at;
     // Queries [n, heads, 512], halves, neither normalised nor rotated.
     const u16* queries;
     // Stored rows of the step [n, row bytes].
     const u8* kv_rows;
-    // Chosen compressed rows [n, top_k].
+    // Chosen compressed rows [n, top_k], read in CSA layers where more are visible.
     const u32* selected;
     // Cosines and sines [n, 32].
     const float2* rotations;
     // Logits of the sinks [heads].
     const float* sinks;
+    // Flash-decoding: normalised sums [rows, MAX_SPLITS, heads, 512] in halves, and (largest score,
+    // total) [rows, MAX_SPLITS, heads] of each split.
+    u16* partial_sums;
+    float2* partial_totals;
+    // [n, heads, 512], halves, rotated back.
+    u16* out;
     u32 heads;
     u32 top_k;
-    // Tokens of a compressed row; 0 for none.
-    u32 ratio;
-    int rounding;
-    float epsilon;
     // Of scores, log2(e) included.
     float scale;
 };
+SAME_IN_RUST(AttentionParams);
 
 // The rows that one query sees: first the window's, then the compressed ones.
 struct VisibleRows {
@@ -66,15 +67,17 @@ struct VisibleRows {
 
 __device__ inline u32 visible_count(u32 position, u32 ratio, u32 top_k) {
     u32 compressed = ratio ? (position + 1) / ratio : 0;
-    return min(position + 1, (u32)WINDOW) + (ratio == 4 ? min(compressed, top_k) : compressed);
+    return min(position + 1, (u32)WINDOW) + (ratio == CSA_RATIO ? min(compressed, top_k) : compressed);
 }
 
-__device__ inline VisibleRows visible_rows(const Attention& a, const Step& step,
-                                           const LayerCache& cache, u32 row) {
-    u32 position = step.position[row], compressed = a.ratio ? (position + 1) / a.ratio : 0;
-    bool chosen = a.ratio == 4 && compressed > a.top_k;
+__device__ inline VisibleRows visible_rows(const AttentionParams& a, const LayerCache& cache,
+                                           u32 row) {
+    const Step& step = a.at.step;
+    u32 position = step.position[row], ratio = a.at.ratio;
+    u32 compressed = ratio ? (position + 1) / ratio : 0;
+    bool chosen = ratio == CSA_RATIO && compressed > a.top_k;
     VisibleRows rows;
-    rows.bytes = kv_row_bytes(a.rounding);
+    rows.bytes = kv_row_bytes(a.at.rounding);
     rows.window = cache.window;
     rows.step_rows = a.kv_rows + (u64)step.span_row[row] * rows.bytes;
     rows.compressed = cache.rows;
@@ -82,11 +85,11 @@ __device__ inline VisibleRows visible_rows(const Attention& a, const Step& step,
     rows.window_rows = min(position + 1, (u32)WINDOW);
     rows.oldest = position + 1 - rows.window_rows;
     rows.span_position = step.span_position[row];
-    rows.total = visible_count(position, a.ratio, a.top_k);
+    rows.total = visible_count(position, ratio, a.top_k);
     return rows;
 }
 
-// Shared memory of a block: `bytes` in all, as src/stages/attention.rs computes it.
+// Shared memory of a block: `BYTES` in all, as the launch has it.
 template <int TILES, int CHUNK>
 struct Shared {
     static constexpr int HEADS = TILES * TILE_HEADS;
@@ -97,6 +100,9 @@ struct Shared {
     static constexpr int PARTS = ATTEND_WARPS / ((TILES / HEAD_TILES) * (CHUNK / SCORE_ROWS));
     static constexpr int SCORE_STRIDE = CHUNK + 4;
     static constexpr int WEIGHT_STRIDE = CHUNK + 8;
+    static constexpr int BYTES =
+        sizeof(u16) * ((HEADS + CHUNK) * ROW_STRIDE + HEADS * WEIGHT_STRIDE) +
+        sizeof(float) * (PARTS * HEADS * SCORE_STRIDE + 3 * HEADS) + CHUNK * KV_ROW;
 
     u16* queries;
     u16* rows;
@@ -118,6 +124,10 @@ struct Shared {
         stored = (u8*)(keep + HEADS);
     }
 };
+
+static_assert(Shared<1, SHORT_CHUNK>::BYTES == ATTEND_SHARED_16X32, "not as in src/constants.rs");
+static_assert(Shared<4, SHORT_CHUNK>::BYTES == ATTEND_SHARED_64X32, "not as in src/constants.rs");
+static_assert(Shared<4, LONG_CHUNK>::BYTES == ATTEND_SHARED_64X64, "not as in src/constants.rs");
 
 // One head of a query, by a warp: two runs of eight elements a lane, the second `rotated` or not.
 __device__ inline void store_query(const uint4 (&raw)[2], const float2 (&rotations)[4], bool rotated,
@@ -150,7 +160,7 @@ __device__ inline void store_query(const uint4 (&raw)[2], const float2 (&rotatio
 
 // Normalises and rotates the block's queries from `first_head` into shared memory.
 template <class S>
-__device__ inline void load_queries(const S& shared, const Attention& a, u32 row, u32 first_head) {
+__device__ inline void load_queries(const S& shared, const AttentionParams& a, u32 row, u32 first_head) {
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     // Two runs of eight elements a lane; only the second can be in the rotary part.
     u32 second = HEAD_DIM / 2 + 8 * lane;
@@ -173,7 +183,7 @@ __device__ inline void load_queries(const S& shared, const Attention& a, u32 row
 #pragma unroll
         for (u32 h = 0; h < HEADS_AHEAD; ++h) {
             u16* to = shared.queries + (first + h * ATTEND_WARPS) * ROW_STRIDE;
-            store_query(raw[h], rotations, second >= NOPE_DIM, a.epsilon, to, lane);
+            store_query(raw[h], rotations, second >= NOPE_DIM, a.at.epsilon, to, lane);
         }
     }
 }
@@ -399,9 +409,9 @@ __device__ inline void multiply_values(const S& shared, float (&sums)[TILES][WAR
 
 // Starts the copy of a range's first chunk, if rows are stored packed.
 template <int CHUNK, class S>
-__device__ inline void begin_rows(const S& shared, const Attention& a, const VisibleRows& rows,
+__device__ inline void begin_rows(const S& shared, const AttentionParams& a, const VisibleRows& rows,
                                   const RowRange& range) {
-    if (!a.rounding) return;
+    if (!a.at.rounding) return;
     fetch_rows<CHUNK>(shared, row_address<CHUNK>(rows, range), range.end - range.begin);
 }
 
@@ -409,7 +419,7 @@ __device__ inline void begin_rows(const S& shared, const Attention& a, const Vis
 // registers, their largest scores and totals in shared memory. Begins the range `next`, if it is not
 // empty.
 template <int TILES, int CHUNK, class S>
-__device__ inline void attend_rows(const S& shared, const Attention& a, const VisibleRows& rows,
+__device__ inline void attend_rows(const S& shared, const AttentionParams& a, const VisibleRows& rows,
                                    const RowRange& range, const RowRange& next,
                                    float (&sums)[TILES][WARP_COLUMNS / 8][4]) {
     for (u32 chunk = range.begin; chunk < range.end; chunk += CHUNK) {
@@ -421,10 +431,10 @@ __device__ inline void attend_rows(const S& shared, const Attention& a, const Vi
         }
         bool last = chunk + CHUNK >= range.end;
         RowRange following = last ? next : RowRange{chunk + CHUNK, range.end};
-        bool fetches = a.rounding && !following.is_empty();
+        bool fetches = a.at.rounding && !following.is_empty();
         // Read before it is needed: the chosen rows' numbers come from memory, too.
         const u8* address = fetches ? row_address<CHUNK>(rows, following) : nullptr;
-        decode_rows<CHUNK>(shared, rows, chunk, range.end, a.rounding);
+        decode_rows<CHUNK>(shared, rows, chunk, range.end, a.at.rounding);
         __syncthreads();
         if (fetches) fetch_rows<CHUNK>(shared, address, following.end - following.begin);
         multiply_keys<TILES, CHUNK>(shared);

@@ -2,16 +2,11 @@
 
 #include "attention.cuh"
 
-// Splits of a query's rows in decoding, at most; mirrors MAX_SPLITS in src/stages/attention.rs.
-// The 640 rows of a CSA layer then make one chunk each: a second one took as long as the first.
-#define MAX_SPLITS 20
-#define SPLIT_CHUNK 32
-
 // Rows of one split in decoding. It follows from the query's own rows alone, whatever else is in
 // the step, and is whole chunks.
 __device__ inline u32 rows_per_split(u32 total) {
     u32 share = (total + MAX_SPLITS - 1) / MAX_SPLITS;
-    return (share + SPLIT_CHUNK - 1) / SPLIT_CHUNK * SPLIT_CHUNK;
+    return (share + SHORT_CHUNK - 1) / SHORT_CHUNK * SHORT_CHUNK;
 }
 
 // Stores the row's key/value row in its window. The slot's old row is out of sight of all queries
@@ -23,19 +18,19 @@ __device__ inline void keep_row(const u8* kv_rows, u32 row, u32 bytes, u8* slot)
     }
 }
 
-// A split's results for the block's heads, of which there are `heads`: normalised sums to `partial`,
-// halves as the whole result will be, and (largest, total) to `partial_sums`, both from the split's own
-// head on.
+// A split's results for the block's heads, of which there are `heads`: normalised sums to `partial_sums`,
+// halves as the whole result will be, and (largest, total) to `partial_totals`, both from the split's
+// own head on.
 template <int TILES, class S>
 __device__ inline void store_split(const S& shared, const float (&sums)[TILES][WARP_COLUMNS / 8][4],
-                                   u32 heads, u16* partial, float2* partial_sums) {
+                                   u32 heads, u16* partial_sums, float2* partial_totals) {
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
 #pragma unroll
     for (int i = 0; i < 2 * TILES; ++i) {
         u32 h = i * 8 + lane / 4;
         if (h >= heads) continue;
         float factor = 1.0f / shared.total[h];
-        u16* to = partial + h * HEAD_DIM + warp * WARP_COLUMNS + lane % 4 * 2;
+        u16* to = partial_sums + h * HEAD_DIM + warp * WARP_COLUMNS + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < WARP_COLUMNS / 8; ++n) {
             float x = sums[i / 2][n][i % 2 * 2] * factor, y = sums[i / 2][n][i % 2 * 2 + 1] * factor;
@@ -43,44 +38,44 @@ __device__ inline void store_split(const S& shared, const float (&sums)[TILES][W
         }
     }
     u32 h = threadIdx.x;
-    if (h < S::HEADS && h < heads) partial_sums[h] = make_float2(shared.largest[h], shared.total[h]);
+    if (h < S::HEADS && h < heads) {
+        partial_totals[h] = make_float2(shared.largest[h], shared.total[h]);
+    }
 }
 
 // The splits of a query's rows that are the block's, for TILES tiles of its heads, or storing the row
 // in its window. A block of several splits loads its queries once, and copies the next split's rows
 // while it works on one.
 template <int TILES>
-__device__ inline void attend_some_splits(const Attention& a, const Step& step, u32 first_row,
-                                          const LayerCache* caches, u32 layer, u32 layers,
-                                          u16* partial, float2* partial_sums) {
-    Shared<TILES, SPLIT_CHUNK> shared;
-    u32 row = first_row + blockIdx.z, first_head = blockIdx.y * shared.HEADS;
+__device__ inline void attend_some_splits(const AttentionParams& a) {
+    Shared<TILES, SHORT_CHUNK> shared;
+    u32 row = a.at.first_row + blockIdx.z, first_head = blockIdx.y * shared.HEADS;
     // What a step has from its beginning needs no waiting for.
-    const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
-    VisibleRows rows = visible_rows(a, step, cache, row);
-    u8* slot = cache.window + step.position[row] % WINDOW_SLOTS * rows.bytes;
+    const LayerCache& cache = a.at.cache(row);
+    VisibleRows rows = visible_rows(a, cache, row);
+    u8* slot = cache.window + a.at.step.position[row] % WINDOW_SLOTS * rows.bytes;
     u32 blocks = gridDim.x - 1, share = rows_per_split(rows.total);
     auto range_of = [&](u32 split) {
         return RowRange{split * share, min((split + 1) * share, rows.total)};
     };
     RowRange range = range_of(blockIdx.x);
-    prefetch_rows<SPLIT_CHUNK>(rows, range.begin, range.end);
+    prefetch_rows<SHORT_CHUNK>(rows, range.begin, range.end);
     wait_for_dependencies();
     if (blockIdx.x == blocks) {
         if (blockIdx.y == 0) keep_row(a.kv_rows, row, rows.bytes, slot);
         return;
     }
     if (range.is_empty()) return;
-    begin_rows<SPLIT_CHUNK>(shared, a, rows, range);
+    begin_rows<SHORT_CHUNK>(shared, a, rows, range);
     load_queries(shared, a, row, first_head);
     u64 split = (u64)blockIdx.z * MAX_SPLITS + blockIdx.x;
     for (u32 s = blockIdx.x; !range.is_empty(); s += blocks, split += blocks) {
         RowRange next = range_of(s + blocks);
         float sums[TILES][WARP_COLUMNS / 8][4] = {};
-        attend_rows<TILES, SPLIT_CHUNK>(shared, a, rows, range, next, sums);
+        attend_rows<TILES, SHORT_CHUNK>(shared, a, rows, range, next, sums);
         u64 first = split * a.heads + first_head;
-        store_split<TILES>(shared, sums, a.heads - first_head, partial + first * HEAD_DIM,
-                           partial_sums + first);
+        store_split<TILES>(shared, sums, a.heads - first_head, a.partial_sums + first * HEAD_DIM,
+                           a.partial_totals + first);
         range = next;
     }
 }
@@ -89,51 +84,48 @@ __device__ inline void attend_some_splits(const Attention& a, const Step& step, 
 // the splits + 1, head groups, rows], for spans of at most MAX_REWIND rows. With many rows, a block has
 // 64 heads, for which it decodes rows once.
 //
-// Results go to `partial` [rows, MAX_SPLITS, heads, 512] and `partial_sums` [rows, MAX_SPLITS,
-// heads]; they don't depend on the kernel, nor on the number of blocks.
-#define ATTEND_SPLITS(NAME, TILES, BLOCKS)                                                         \
-    extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS) NAME(                     \
-        Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 ratio,      \
-        u32 heads, const u16* queries, const u8* kv_rows, const u32* selected, u32 top_k,          \
-        const float2* rotations, int rounding, float epsilon, float scale, u16* partial,           \
-        float2* partial_sums) {                                                                    \
-        launch_dependents();                                                                       \
-        Attention a = {queries, kv_rows, selected, rotations, nullptr, heads,                      \
-                       top_k,   ratio,   rounding, epsilon,   scale * LOG2_E};                     \
-        attend_some_splits<TILES>(a, step, first_row, caches, layer, layers, partial,              \
-                                  partial_sums);                                                   \
-    }
+// Results don't depend on the kernel, nor on the number of blocks.
+extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, 2) flash_decode_16(
+    __grid_constant__ const AttentionParams a
+) {
+    launch_dependents();
+    attend_some_splits<1>(a);
+}
 
-ATTEND_SPLITS(attend_splits_16, 1, 2)
-ATTEND_SPLITS(attend_splits_64, 4, 1)
+extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, 1) flash_decode_64(
+    __grid_constant__ const AttentionParams a
+) {
+    launch_dependents();
+    attend_some_splits<4>(a);
+}
 
 // Joins the splits, adds the sink and rotates back: grid [heads, rows], four elements a thread.
 //
 // A launch of its own: the partial results of 16 heads are up to 320 KB, which a block that went on
 // after the splits would read no faster than 64 bytes a cycle.
-extern "C" __global__ void __launch_bounds__(KV_THREADS) merge_attention(
-    Step step, u32 first_row, u32 ratio, u32 heads, u32 top_k, const float2* rotations,
-    const float* sinks, const u16* partial, const float2* partial_sums, u16* out) {
+extern "C" __global__ void __launch_bounds__(KV_THREADS) combine_splits(
+    __grid_constant__ const AttentionParams a
+) {
     static_assert(MAX_SPLITS <= WARP, "a lane weighs a split");
     launch_dependents();
-    u32 row = first_row + blockIdx.y, head = blockIdx.x, lane = threadIdx.x % WARP;
-    u32 total_rows = visible_count(step.position[row], ratio, top_k);
+    u32 row = a.at.first_row + blockIdx.y, head = blockIdx.x, lane = threadIdx.x % WARP;
+    u32 heads = a.heads, total_rows = visible_count(a.at.step.position[row], a.at.ratio, a.top_k);
     u32 share = rows_per_split(total_rows), splits = (total_rows + share - 1) / share;
-    float sink = sinks[head] * LOG2_E;
+    float sink = a.sinks[head] * LOG2_E;
     wait_for_dependencies();
     u64 first = (u64)blockIdx.y * MAX_SPLITS * heads + head;
     float2 sums = make_float2(-INFINITY, 0);
-    if (lane < splits) sums = partial_sums[first + lane * heads];
+    if (lane < splits) sums = a.partial_totals[first + lane * heads];
     uint2 parts[MAX_SPLITS];
 #pragma unroll
     for (u32 s = 0; s < MAX_SPLITS; ++s) {
         if (s >= splits) continue;
-        parts[s] = ((const uint2*)(partial + (first + s * heads) * HEAD_DIM))[threadIdx.x];
+        parts[s] = ((const uint2*)(a.partial_sums + (first + s * heads) * HEAD_DIM))[threadIdx.x];
     }
     bool rotated = threadIdx.x >= NOPE_DIM / 4;
     float2 rotation[2] = {};
     if (rotated) {
-        const float2* own = rotations + row * PAIRS + 2 * (threadIdx.x - NOPE_DIM / 4);
+        const float2* own = a.rotations + row * PAIRS + 2 * (threadIdx.x - NOPE_DIM / 4);
         rotation[0] = own[0], rotation[1] = own[1];
     }
 
@@ -153,6 +145,6 @@ extern "C" __global__ void __launch_bounds__(KV_THREADS) merge_attention(
         rotate_back(x[0], x[1], rotation[0]);
         rotate_back(x[2], x[3], rotation[1]);
     }
-    uint2* to = (uint2*)(out + ((u64)row * heads + head) * HEAD_DIM);
+    uint2* to = (uint2*)(a.out + ((u64)row * heads + head) * HEAD_DIM);
     to[threadIdx.x] = make_uint2(pack_half2(x[0], x[1]), pack_half2(x[2], x[3]));
 }

@@ -4,12 +4,10 @@
 
 // All rows of one query for TILES tiles of its heads: grid [rows, head groups].
 template <int TILES, int CHUNK>
-__device__ inline void attend_query(const Attention& a, const Step& step, u32 first_row,
-                                    const LayerCache* caches, u32 layer, u32 layers, u16* out) {
+__device__ inline void attend_query(const AttentionParams& a) {
     Shared<TILES, CHUNK> shared;
-    u32 row = first_row + blockIdx.x, first_head = blockIdx.y * shared.HEADS;
-    const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
-    VisibleRows rows = visible_rows(a, step, cache, row);
+    u32 row = a.at.first_row + blockIdx.x, first_head = blockIdx.y * shared.HEADS;
+    VisibleRows rows = visible_rows(a, a.at.cache(row), row);
     RowRange all = {0, rows.total};
     begin_rows<CHUNK>(shared, a, rows, all);
     load_queries(shared, a, row, first_head);
@@ -24,7 +22,7 @@ __device__ inline void attend_query(const Attention& a, const Step& step, u32 fi
         float sink = a.sinks[head] * LOG2_E, largest = fmaxf(shared.largest[h], sink);
         float factor = exp2f(shared.largest[h] - largest);
         factor /= shared.total[h] * factor + exp2f(sink - largest);
-        u16* to = out + ((u64)row * a.heads + head) * HEAD_DIM;
+        u16* to = a.out + ((u64)row * a.heads + head) * HEAD_DIM;
 #pragma unroll
         for (int n = 0; n < WARP_COLUMNS / 8; ++n) {
             u32 column = warp * WARP_COLUMNS + n * 8 + lane % 4 * 2;
@@ -41,17 +39,13 @@ __device__ inline void attend_query(const Attention& a, const Step& step, u32 fi
 // The prefill kernels differ in heads a block and rows a chunk, thus in their shared memory.
 #define ATTEND_PREFILL(NAME, TILES, CHUNK, BLOCKS)                                                 \
     extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS) NAME(                     \
-        Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 ratio,      \
-        u32 heads, const u16* queries, const u8* kv_rows, const u32* selected, u32 top_k,          \
-        const float2* rotations, const float* sinks, int rounding, float epsilon, float scale,     \
-        u16* out) {                                                                                \
+        __grid_constant__ const AttentionParams a                                                  \
+    ) {                                                                                            \
         wait_for_dependencies();                                                                   \
         launch_dependents();                                                                       \
-        Attention a = {queries, kv_rows, selected, rotations, sinks, heads,                        \
-                       top_k,   ratio,   rounding, epsilon,   scale * LOG2_E};                     \
-        attend_query<TILES, CHUNK>(a, step, first_row, caches, layer, layers, out);                \
+        attend_query<TILES, CHUNK>(a);                                                             \
     }
 
-ATTEND_PREFILL(attend_prefill_64x64, 4, 64, 1)
-ATTEND_PREFILL(attend_prefill_64x32, 4, 32, 1)
-ATTEND_PREFILL(attend_prefill_16x32, 1, 32, 2)
+ATTEND_PREFILL(attend_prefill_64x64, 4, LONG_CHUNK, 1)
+ATTEND_PREFILL(attend_prefill_64x32, 4, SHORT_CHUNK, 1)
+ATTEND_PREFILL(attend_prefill_16x32, 1, SHORT_CHUNK, 2)

@@ -8,16 +8,14 @@
 
 #include "products.cuh"
 
-// Units whose activations are on their way or in use.
-#define STAGES 4
-
-// Where blocks that share tiles meet. Mirrors `Workspace` in src/products.rs.
+// Where blocks that share tiles meet.
 struct Workspace {
     // Sums of each block's warps [blocks, 8, 32·TOKENS], four a lane.
     float4* sums;
     // A counter for each block, zero before and after.
     u32* arrivals;
 };
+SAME_IN_RUST(Workspace);
 
 // Columns of a unit of eight rows for each of TOKENS groups, if EXACT with what rounding left over, in
 // a ring.
@@ -25,12 +23,13 @@ template <int TYPE, int TOKENS, bool EXACT>
 struct StagedRows {
     static constexpr int STEPS = unit_steps(TYPE), ROW = 64 * STEPS, PART = 8 * TOKENS * ROW;
     static constexpr int STAGE = EXACT ? 2 * PART : PART;
+    static_assert(PART <= TOKENS * BATCH_STAGE_BYTES, "more than the launch has room for");
 
     u8* ring;
     const Product& p;
     int first, n;
 
-    __device__ inline const u8* stage(int i) const { return ring + i % STAGES * STAGE; }
+    __device__ inline const u8* stage(int i) const { return ring + i % BATCH_STAGES * STAGE; }
 
     // Even and odd rows have their steps in turn, so that eight lanes of two rows use all banks.
     __device__ static inline int place(int row, int step, int piece) {
@@ -40,7 +39,7 @@ struct StagedRows {
     // Starts the copy of a unit's columns, if there is one, by the whole block.
     __device__ inline void fetch(int i, int column) const {
         constexpr int ROW_PIECES = 4 * STEPS, PIECES = 8 * TOKENS * ROW_PIECES;
-        u8* to = ring + i % STAGES * STAGE;
+        u8* to = ring + i % BATCH_STAGES * STAGE;
 #pragma unroll
         for (int j = 0; j < PIECES; j += DECODE_WARPS * WARP) {
             int k = j + threadIdx.x, row = k / ROW_PIECES, piece = k % ROW_PIECES;
@@ -82,7 +81,7 @@ struct StagedRows {
 // before the activations are there.
 template <int TYPE, int TOKENS, bool EXACT>
 __device__ inline void multiply_staged(
-    Sums<TOKENS>& sums, const Planes& w, int tile, int first, int stride,
+    Sums<TOKENS>& sums, const PackedMatrix& w, int tile, int first, int stride,
     const StagedRows<TYPE, TOKENS, EXACT>& x
 ) {
     constexpr int COLUMNS = unit_steps(TYPE) * 32;
@@ -93,12 +92,12 @@ __device__ inline void multiply_staged(
     wait_for_dependencies();
     auto column = [&](int i) { return (first + i * stride) * COLUMNS; };
 #pragma unroll
-    for (int i = 0; i < STAGES - 1; ++i) x.fetch(i, column(i));
+    for (int i = 0; i < BATCH_STAGES - 1; ++i) x.fetch(i, column(i));
     // All warps are done with the stage that is fetched next.
     auto next_stage = [&](int i) {
-        copy_async_wait<STAGES - 2>();
+        copy_async_wait<BATCH_STAGES - 2>();
         __syncthreads();
-        x.fetch(i + STAGES - 1, column(i + STAGES - 1));
+        x.fetch(i + BATCH_STAGES - 1, column(i + BATCH_STAGES - 1));
         return x.stage(i);
     };
     for (int i = 0, u = first; u < units; i += 2, u += 2 * stride) {
@@ -148,12 +147,12 @@ __device__ inline void store_tile(
 
 // Tiles of a product that a block has; of a SwiGLU pair half of its warps have one of each matrix.
 __device__ inline int batch_tiles(const Product& p) {
-    return p.up.weights ? DECODE_WARPS / 2 : DECODE_WARPS;
+    return p.up.codes ? DECODE_WARPS / 2 : DECODE_WARPS;
 }
 
 // A product's tiles for rows `first` … of `n`: `block` counts the product's blocks, parts of the same
 // tiles in a row. Returns whether this block stored the results; if not, another one of those that
-// share the tiles will. Shared memory: STAGES · 2 · 2048·TOKENS bytes.
+// share the tiles will. Shared memory: BATCH_STAGES · 2 · BATCH_STAGE_BYTES·TOKENS bytes.
 template <int TOKENS>
 __device__ inline bool run_batch_product(
     const Product& p, int block, int first, int n, const Workspace& workspace
@@ -162,7 +161,7 @@ __device__ inline bool run_batch_product(
     int block_tiles = batch_tiles(p), part = block % p.split;
     int tile = block / p.split * block_tiles + warp % block_tiles;
     int loaded = min(tile, all - 1) + p.first_tile;
-    const Planes& w = warp < block_tiles ? p.weights : p.up;
+    const PackedMatrix& w = warp < block_tiles ? p.weights : p.up;
     Sums<TOKENS> sums;
     sums.clear();
     u8* ring = (u8*)dynamic_shared;
@@ -175,7 +174,7 @@ __device__ inline bool run_batch_product(
     CASE(F16, false)
     CASE(F16, true)
 #undef CASE
-    if (p.split > 1 || p.up.weights) {
+    if (p.split > 1 || p.up.codes) {
         int whole = blockIdx.x - part;
         float4* own = workspace.sums + (size_t)(blockIdx.x * DECODE_WARPS + warp) * TOKENS * WARP;
 #pragma unroll
@@ -187,7 +186,7 @@ __device__ inline bool run_batch_product(
         if (warp >= block_tiles) return true;
         const float4* parts = workspace.sums + (size_t)(whole * DECODE_WARPS + warp) * TOKENS * WARP;
         add_parts(sums, parts + lane, p.split);
-        if (p.up.weights) {
+        if (p.up.codes) {
             Sums<TOKENS> up;
             add_parts(up, parts + block_tiles * TOKENS * WARP + lane, p.split);
 #pragma unroll

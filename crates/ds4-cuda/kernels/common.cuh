@@ -6,18 +6,13 @@
 // later step of the same shape.
 #pragma once
 
+#include "constants.cuh"
 #include "ptx.cuh"
 
-#define HEAD_DIM 512
-#define ROPE_DIM 64
-#define NOPE_DIM (HEAD_DIM - ROPE_DIM)
-#define WINDOW 128
-#define STREAMS 4
-#define HC_MIX 24
-#define INDEX_DIM 128
-// Experts that there can be; mirrors `MOST_EXPERTS` in src/weights.rs.
-#define MOST_EXPERTS 512
-#define WARP 32
+// Parameters of kernels, and their parts, are structs that src/params has by the same name. The
+// header constants.cuh knows how many bytes they take there.
+#define SAME_IN_RUST(NAME) static_assert(sizeof(NAME) == NAME##_BYTES, "not as in src/params")
+
 #define FULL_WARP 0xffffffffu
 // The run-time compiler has no <math.h>.
 #ifndef INFINITY
@@ -26,7 +21,7 @@
 
 extern __shared__ __align__(128) uint4 dynamic_shared[];
 
-// The rows of a step; every array has one entry per row. Mirrors `Step` in src/step.rs.
+// The rows of a step; every array has one entry per row.
 struct Step {
     const u32* token;
     const u32* position;
@@ -36,8 +31,9 @@ struct Step {
     const u32* span_position;
     const u32* span_row;
 };
+SAME_IN_RUST(Step);
 
-// Cached state of one session in one layer. Mirrors `LayerPointers` in src/cache.rs.
+// Cached state of one session in one layer: `LayerPointers` in src/cache.rs.
 //
 // Rings are addressed by position modulo their capacity.
 struct LayerCache {
@@ -54,11 +50,34 @@ struct LayerCache {
     u8* index_keys;
 };
 
-#define MAX_REWIND 16
+// Some rows of a step in one layer.
+struct StepLayer {
+    Step step;
+    // Table [sessions, layers].
+    const LayerCache* caches;
+    u32 first_row;
+    u32 layer;
+    u32 layers;
+    // Tokens of a compressed row; 0 for none.
+    u32 ratio;
+    // Whether rows are stored with rounding.
+    int rounding;
+    // Of RMS norms.
+    float epsilon;
+
+    // State of a row's session.
+    __device__ inline const LayerCache& cache(u32 row) const {
+        return caches[(u64)step.session[row] * layers + layer];
+    }
+};
+SAME_IN_RUST(StepLayer);
+
 #define WINDOW_SLOTS (WINDOW + MAX_REWIND)
 
 // Slots of a compressor's input ring.
-__device__ inline int input_slots(int ratio) { return (ratio == 4 ? 8 : ratio) + MAX_REWIND; }
+__device__ inline int input_slots(int ratio) {
+    return (ratio == CSA_RATIO ? 2 * CSA_RATIO : ratio) + MAX_REWIND;
+}
 
 __device__ inline float warp_sum(float x) {
     for (int d = WARP / 2; d > 0; d /= 2) x += __shfl_xor_sync(FULL_WARP, x, d);

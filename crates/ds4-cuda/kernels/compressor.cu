@@ -6,8 +6,7 @@
 #include "rows.cuh"
 
 // Threads of a block: so many groups of a row's threads share the slots of a pool.
-#define POOL_GROUPS 4
-#define POOL_THREADS (POOL_GROUPS * KV_THREADS)
+#define POOL_GROUPS (FINISH_THREADS / KV_THREADS)
 
 // Inputs of one compressor for the rows of a step, and where they go.
 struct CompressorInputs {
@@ -66,7 +65,7 @@ __device__ inline void pool_add(Pool& pool, float4 value, float4 score) {
 }
 
 // Pools the window of the row that position first + ratio - 1 completes, four elements a thread
-// of the first `threads`; all POOL_THREADS threads take part.
+// of the first `threads`; all FINISH_THREADS threads take part.
 //
 // At ratio 4 windows overlap: inputs are twice as wide as rows, their first half is for the window
 // after their own.
@@ -74,7 +73,7 @@ __device__ inline void pool_window(const CompressorInputs& in, u32 first, u32 th
                                    float (&x)[4]) {
     __shared__ Pool pools[POOL_GROUPS][KV_THREADS];
     u32 group = threadIdx.x / threads, element = threadIdx.x % threads * 4;
-    bool overlapping = in.ratio == 4;
+    bool overlapping = in.ratio == CSA_RATIO;
     u32 previous = overlapping && first > 0 ? in.ratio : 0;
     if (group < POOL_GROUPS) {
         Pool pool;
@@ -113,7 +112,7 @@ __device__ inline float4 row_norm(const float* weights, u32 threads) {
 
 // RMS norm of a row of 4·threads elements held by the block's first threads; all take part.
 __device__ inline void norm_row(float (&x)[4], u32 threads, float4 weights, float epsilon) {
-    __shared__ float scratch[POOL_THREADS / WARP];
+    __shared__ float scratch[FINISH_THREADS / WARP];
     float square = x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3];
     float scale = 1.0f / sqrtf(block_sum(square, scratch) / (4 * threads) + epsilon);
     x[0] *= scale * weights.x, x[1] *= scale * weights.y;
@@ -203,7 +202,7 @@ __device__ inline float4 latent_piece(const float* latent, u32 i, u32 width) {
 // Normalises a query latent, to halves and what they leave over.
 __device__ inline void finish_latent(const float* raw, u32 stride, u32 width, const float* norm,
                                      u32 row, float epsilon, u16* latent, u16* latent_low) {
-    __shared__ float scratch[POOL_THREADS / WARP];
+    __shared__ float scratch[FINISH_THREADS / WARP];
     // Latents are seldom wider than this first piece of all threads.
     u32 first = 4 * threadIdx.x, step = 4 * blockDim.x;
     float4 weights = latent_piece(norm, first, width);
@@ -228,25 +227,34 @@ __device__ inline void finish_latent(const float* raw, u32 stride, u32 width, co
     }
 }
 
+// A compressor's products and weights.
+struct CompressorSource {
+    // Products [n, stride], the scores without position bias.
+    const float* values;
+    const float* scores;
+    // Position bias [ratio, width].
+    const float* bias;
+    // Weights of the row's norm.
+    const float* norm;
+    u32 stride;
+};
+SAME_IN_RUST(CompressorSource);
+
 // What a compressor takes in for a row: `cache` has the rings for the row's session.
-__device__ inline CompressorInputs compressor_inputs(const LayerCache& cache, const Step& step,
-                                                     u32 row, const float* values,
-                                                     const float* scores, u32 stride,
-                                                     const float* bias, int ratio) {
-    u32 width = ratio == 4 ? 2 * HEAD_DIM : HEAD_DIM;
-    return {values, scores, stride, cache.values,            cache.scores,
-            bias,   width,  ratio,  step.span_position[row], step.span_row[row]};
+__device__ inline CompressorInputs compressor_inputs(const LayerCache& cache, const StepLayer& at,
+                                                     u32 row, const CompressorSource& from) {
+    int ratio = at.ratio;
+    u32 width = ratio == CSA_RATIO ? 2 * HEAD_DIM : HEAD_DIM;
+    return {from.values, from.scores, from.stride, cache.values, cache.scores, from.bias, width,
+            ratio, at.step.span_position[row], at.step.span_row[row]};
 }
 
-__device__ inline CompressorInputs index_inputs(const LayerCache& cache, const Step& step, u32 row,
-                                                const float* values, const float* scores,
-                                                u32 stride, const float* bias) {
-    return {values, scores,        stride, cache.index_values,      cache.index_scores,
-            bias,   2 * INDEX_DIM, 4,      step.span_position[row], step.span_row[row]};
+__device__ inline CompressorInputs index_inputs(const LayerCache& cache, const StepLayer& at,
+                                                u32 row, const CompressorSource& from) {
+    return {from.values, from.scores, from.stride, cache.index_values, cache.index_scores,
+            from.bias, 2 * INDEX_DIM, CSA_RATIO, at.step.span_position[row],
+            at.step.span_row[row]};
 }
-
-// Parts of `finish_inputs`; mirrored in src/stages/compressor.rs.
-enum Part { COMPRESSOR, INDEX_COMPRESSOR, KEY_VALUES, LATENT };
 
 // The part of this block: the blockIdx.y-th of those in the set.
 __device__ inline u32 own_part(u32 parts) {
@@ -255,59 +263,88 @@ __device__ inline u32 own_part(u32 parts) {
     return part;
 }
 
+struct FinishInputsParams {
+    StepLayer at;
+    CompressorSource compressor;
+    // The indexer's.
+    CompressorSource index;
+    // Of the rotation of both compressors' rows [32].
+    const float* frequencies;
+    // Cosines and sines of the step's rows [n, 32].
+    const float2* rotations;
+    // Key/value rows: products [n, kv_stride], weights of their norm, and where they are stored
+    // [n, row bytes].
+    const float* raw_kv;
+    const float* kv_norm;
+    u8* kv_rows;
+    // The query latent: products [n, latent_stride], weights of its norm [latent_width], and the
+    // result in halves with what they leave over [n, latent_width].
+    const float* raw_latent;
+    const float* latent_norm;
+    u16* latent;
+    u16* latent_low;
+    // The set of parts, a bit for each PART_….
+    u32 parts;
+    // Whether compressors keep their inputs.
+    int store;
+    u32 kv_stride;
+    u32 latent_stride;
+    u32 latent_width;
+};
+SAME_IN_RUST(FinishInputsParams);
+
 // Some parts of what follows the projections, for the rows from `first_row`: grid [rows, parts].
 //
 // `store` keeps the compressors' inputs as well. That is safe for spans of at most MAX_REWIND rows:
 // no slot is overwritten that another row of the span still reads. Longer ones leave it to
 // `store_inputs`.
-extern "C" __global__ void __launch_bounds__(POOL_THREADS) finish_inputs(
-    Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, int ratio,
-    u32 parts, const float* values, const float* scores, u32 stride, const float* bias,
-    const float* norm, const float* index_values, const float* index_scores, u32 index_stride,
-    const float* index_bias, const float* index_norm, const float* frequencies, float epsilon,
-    int rounding, int store, const float* raw_kv, u32 kv_stride, const float* kv_norm,
-    const float2* rotations, u8* kv_rows, const float* raw_latent, u32 latent_stride,
-    u32 latent_width, const float* latent_norm, u16* latent, u16* latent_low) {
+extern "C" __global__ void __launch_bounds__(FINISH_THREADS) finish_inputs(
+    __grid_constant__ const FinishInputsParams p
+) {
     launch_dependents();
-    u32 row = first_row + blockIdx.x, part = own_part(parts);
-    if (part == LATENT) {
-        finish_latent(raw_latent, latent_stride, latent_width, latent_norm, row, epsilon, latent,
-                      latent_low);
-    } else if (part == KEY_VALUES) {
-        finish_key_value(raw_kv, kv_stride, kv_norm, rotations, row, epsilon, rounding, kv_rows);
+    u32 row = p.at.first_row + blockIdx.x, part = own_part(p.parts);
+    float epsilon = p.at.epsilon;
+    int rounding = p.at.rounding;
+    if (part == PART_LATENT) {
+        finish_latent(p.raw_latent, p.latent_stride, p.latent_width, p.latent_norm, row, epsilon,
+                      p.latent, p.latent_low);
+    } else if (part == PART_KEY_VALUES) {
+        finish_key_value(p.raw_kv, p.kv_stride, p.kv_norm, p.rotations, row, epsilon, rounding,
+                         p.kv_rows);
     } else {
-        const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
-        u32 position = step.position[row];
-        if (part == COMPRESSOR) {
-            CompressorInputs in =
-                compressor_inputs(cache, step, row, values, scores, stride, bias, ratio);
-            compress_row<false>(in, row, position, cache.rows, norm, frequencies, epsilon, rounding,
-                                store);
+        const LayerCache& cache = p.at.cache(row);
+        u32 position = p.at.step.position[row];
+        if (part == PART_COMPRESSOR) {
+            CompressorInputs in = compressor_inputs(cache, p.at, row, p.compressor);
+            compress_row<false>(in, row, position, cache.rows, p.compressor.norm, p.frequencies,
+                                epsilon, rounding, p.store);
         } else {
-            CompressorInputs in = index_inputs(
-                cache, step, row, index_values, index_scores, index_stride, index_bias);
-            compress_row<true>(in, row, position, cache.index_keys, index_norm, frequencies,
-                               epsilon, rounding, store);
+            CompressorInputs in = index_inputs(cache, p.at, row, p.index);
+            compress_row<true>(in, row, position, cache.index_keys, p.index.norm, p.frequencies,
+                               epsilon, rounding, p.store);
         }
     }
 }
 
+struct StoreInputsParams {
+    StepLayer at;
+    CompressorSource compressor;
+    // The indexer's.
+    CompressorSource index;
+};
+SAME_IN_RUST(StoreInputsParams);
+
 // Keeps the last inputs of the rows [first_row, first_row + gridDim.x), whole spans: as many as
 // the rings hold.
-extern "C" __global__ void store_inputs(Step step, u32 first_row, const LayerCache* caches,
-                                        u32 layer, u32 layers, int ratio, const float* values,
-                                        const float* scores, u32 stride, const float* bias,
-                                        const float* index_values, const float* index_scores,
-                                        u32 index_stride, const float* index_bias) {
+extern "C" __global__ void store_inputs(__grid_constant__ const StoreInputsParams p) {
     wait_for_dependencies();
     launch_dependents();
-    u32 row = first_row + blockIdx.x, end = first_row + gridDim.x;
-    u32 successor = row + input_slots(ratio);
+    const Step& step = p.at.step;
+    u32 row = p.at.first_row + blockIdx.x, end = p.at.first_row + gridDim.x;
+    u32 successor = row + input_slots(p.at.ratio);
     if (successor < end && step.span_row[successor] == step.span_row[row]) return;
-    const LayerCache& cache = layer_cache(caches, step.session[row], layer, layers);
-    CompressorInputs in =
-        blockIdx.y == 0
-            ? compressor_inputs(cache, step, row, values, scores, stride, bias, ratio)
-            : index_inputs(cache, step, row, index_values, index_scores, index_stride, index_bias);
+    const LayerCache& cache = p.at.cache(row);
+    CompressorInputs in = blockIdx.y == 0 ? compressor_inputs(cache, p.at, row, p.compressor)
+                                          : index_inputs(cache, p.at, row, p.index);
     store_input(in, row, step.position[row]);
 }

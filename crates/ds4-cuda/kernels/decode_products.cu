@@ -9,24 +9,34 @@
 #include "quantised.cuh"
 #include "router.cuh"
 
-// Products of one launch, as a kernel argument: reading them from memory would delay every block.
-#define MOST_PRODUCTS 12
-struct ProductList {
-    Product at[MOST_PRODUCTS];
-};
-
-// What a launch does for the experts beside its products. Mirrors `Preparation` in
-// src/stages/experts.rs.
+// What a launch does for the experts beside its products.
 struct Preparation {
     // As soon as the first product is done, if it is the router's. Without `logits`: nothing.
     Routing routing;
-    GroupLists groups;
+    Permutation permutation;
     u32* arrivals;
     // Rows x + x_low as integers, in blocks after the products'. Without `parts`: nothing.
     Quantised quantised;
     const u16* x;
     const u16* x_low;
 };
+SAME_IN_RUST(Preparation);
+
+struct DecodeProductsParams {
+    // Part of the parameters: reading them from memory would delay every block.
+    Product products[MOST_PRODUCTS];
+    Preparation preparation;
+    // With more than 8 rows a block.
+    Workspace workspace;
+    const uint4* iq2_grid;
+    int count;
+    // Of all products.
+    int blocks;
+    // With more than 8 rows a block: its first one.
+    int first;
+    int rows;
+};
+SAME_IN_RUST(DecodeProductsParams);
 
 // Rows `first` … below `end`: a unit for each warp of the blocks.
 __device__ inline void quantise_rows(const Preparation& to_do, int block, int first, int end) {
@@ -37,9 +47,9 @@ __device__ inline void quantise_rows(const Preparation& to_do, int block, int fi
 }
 
 // The product that the block belongs to.
-__device__ inline int own_product(const ProductList& products, int count) {
+__device__ inline int own_product(const DecodeProductsParams& a) {
     int which = 0;
-    while (which + 1 < count && products.at[which + 1].first_block <= blockIdx.x) ++which;
+    while (which + 1 < a.count && a.products[which + 1].first_block <= blockIdx.x) ++which;
     return which;
 }
 
@@ -52,89 +62,81 @@ __device__ inline bool is_idle(const Product& p) {
 
 // Up to eight rows a block.
 template <int TYPES>
-__device__ inline void run_products(
-    const ProductList& products, int count, int blocks, int n, const Preparation& to_do,
-    const uint4* iq2_grid
-) {
+__device__ inline void run_products(const DecodeProductsParams& a) {
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     launch_dependents();
-    int first = blockIdx.y * 8;
+    const Preparation& to_do = a.preparation;
+    int first = blockIdx.y * 8, n = a.rows, blocks = a.blocks;
     if ((int)blockIdx.x >= blocks) {
         quantise_rows(to_do, blockIdx.x - blocks, first, min(first + 8, n));
         return;
     }
-    int which = own_product(products, count);
-    const Product& p = products.at[which];
+    int which = own_product(a);
+    const Product& p = a.products[which];
     if (is_idle(p)) return;
     if ((TYPES & TYPE_BIT(IQ2_XXS)) && p.type == IQ2_XXS) {
-        load_grid(grids, iq2_grid);
+        load_grid(grids, a.iq2_grid);
         __syncthreads();
     }
     run_product<TYPES>(
         p, blockIdx.x - p.first_block, first, n, own_grid(grids), (float*)dynamic_shared);
     if (to_do.routing.logits && which == 0) {
-        int own_blocks = count > 1 ? products.at[1].first_block : blocks;
+        int own_blocks = a.count > 1 ? a.products[1].first_block : blocks;
         if (last_to_arrive(to_do.arrivals, own_blocks * gridDim.y)) {
-            route_few<DECODE_WARPS>(to_do.routing, n, to_do.groups, (float*)dynamic_shared);
+            route_few<DECODE_WARPS>(to_do.routing, n, to_do.permutation, (float*)dynamic_shared);
         }
     }
 }
 
 // Up to 8·TOKENS rows, from `first` on.
 template <int TOKENS>
-__device__ inline void run_batch(
-    const ProductList& products, int count, int blocks, int first, int n, const Preparation& to_do,
-    const Workspace& workspace
-) {
+__device__ inline void run_batch(const DecodeProductsParams& a) {
     launch_dependents();
+    const Preparation& to_do = a.preparation;
+    int first = a.first, n = a.rows, blocks = a.blocks;
     if ((int)blockIdx.x >= blocks) {
         quantise_rows(to_do, blockIdx.x - blocks, first, min(first + 8 * TOKENS, n));
         return;
     }
-    int which = own_product(products, count);
-    const Product& p = products.at[which];
+    int which = own_product(a);
+    const Product& p = a.products[which];
     if (is_idle(p)) return;
-    if (!run_batch_product<TOKENS>(p, blockIdx.x - p.first_block, first, n, workspace)) return;
+    if (!run_batch_product<TOKENS>(p, blockIdx.x - p.first_block, first, n, a.workspace)) return;
     if (to_do.routing.logits && which == 0) {
-        int own_blocks = count > 1 ? products.at[1].first_block : blocks;
+        int own_blocks = a.count > 1 ? a.products[1].first_block : blocks;
         int launches = (n + 8 * TOKENS - 1) / (8 * TOKENS);
         if (last_to_arrive(to_do.arrivals, own_blocks / p.split * launches)) {
-            route_few<DECODE_WARPS>(to_do.routing, n, to_do.groups, (float*)dynamic_shared);
+            route_few<DECODE_WARPS>(to_do.routing, n, to_do.permutation, (float*)dynamic_shared);
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) decode_products_8(
-    __grid_constant__ const ProductList products, int count, int blocks, int n,
-    __grid_constant__ const Preparation to_do, const uint4* iq2_grid
+extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 2) decode_products_8(
+    __grid_constant__ const DecodeProductsParams a
 ) {
-    run_products<DENSE_TYPES>(products, count, blocks, n, to_do, iq2_grid);
+    run_products<DENSE_TYPES>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) decode_products_any(
-    __grid_constant__ const ProductList products, int count, int blocks, int n,
-    __grid_constant__ const Preparation to_do, const uint4* iq2_grid
+extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1) decode_products_any(
+    __grid_constant__ const DecodeProductsParams a
 ) {
-    run_products<ANY_TYPE>(products, count, blocks, n, to_do, iq2_grid);
+    run_products<ANY_TYPE>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) decode_products_16(
-    __grid_constant__ const ProductList products, int count, int blocks, int first, int n,
-    __grid_constant__ const Preparation to_do, Workspace workspace
+extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 2) decode_products_16(
+    __grid_constant__ const DecodeProductsParams a
 ) {
-    run_batch<2>(products, count, blocks, first, n, to_do, workspace);
+    run_batch<2>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) decode_products_32(
-    __grid_constant__ const ProductList products, int count, int blocks, int first, int n,
-    __grid_constant__ const Preparation to_do, Workspace workspace
+extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 2) decode_products_32(
+    __grid_constant__ const DecodeProductsParams a
 ) {
-    run_batch<4>(products, count, blocks, first, n, to_do, workspace);
+    run_batch<4>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) decode_products_64(
-    __grid_constant__ const ProductList products, int count, int blocks, int first, int n,
-    __grid_constant__ const Preparation to_do, Workspace workspace
+extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1) decode_products_64(
+    __grid_constant__ const DecodeProductsParams a
 ) {
-    run_batch<8>(products, count, blocks, first, n, to_do, workspace);
+    run_batch<8>(a);
 }

@@ -4,7 +4,7 @@
 
 template <int TYPE>
 __device__ inline void embed_unit(
-    const Planes& table, int units, int unit, u32 token, float* out, const uint4* grid, bool add
+    const PackedMatrix& table, int units, int unit, u32 token, float* out, const uint4* grid, bool add
 ) {
     int lane = threadIdx.x % WARP, high = token % 16 / 8;
     Unit<TYPE> w;
@@ -30,18 +30,32 @@ __device__ inline void embed_unit(
     }
 }
 
-// Each token's embedding, copied to the four streams [n, 4, hidden]. One block per row.
-extern "C" __global__ void __launch_bounds__(256) embed(
-    Step step, Planes table, int type, int hidden, float* streams, const uint4* iq2_grid
+struct EmbedParams {
+    Step step;
+    // [vocab, hidden].
+    PackedMatrix table;
+    // [n, 4, hidden].
+    float* streams;
+    const uint4* iq2_grid;
+    int type;
+    int hidden;
+};
+SAME_IN_RUST(EmbedParams);
+
+// Each token's embedding, copied to the four streams. One block per row.
+extern "C" __global__ void __launch_bounds__(EMBED_THREADS) embed(
+    __grid_constant__ const EmbedParams p
 ) {
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     launch_dependents();
-    if (type == IQ2_XXS) load_grid(grids, iq2_grid);
+    const PackedMatrix& table = p.table;
+    int type = p.type, hidden = p.hidden;
+    if (type == IQ2_XXS) load_grid(grids, p.iq2_grid);
     const uint4* grid = own_grid(grids);
     wait_for_dependencies();
     __syncthreads();
-    u32 token = step.token[blockIdx.x];
-    float* out = streams + (size_t)blockIdx.x * STREAMS * hidden;
+    u32 token = p.step.token[blockIdx.x];
+    float* out = p.streams + (size_t)blockIdx.x * STREAMS * hidden;
     int units = hidden / (32 * unit_steps(type));
     for (int u = threadIdx.x / WARP; u < units; u += blockDim.x / WARP) {
         switch (type) {
@@ -52,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(256) embed(
             case Q4_K: embed_unit<Q4_K>(table, units, u, token, out, grid, false); break;
             case MXFP4: embed_unit<MXFP4>(table, units, u, token, out, grid, false); break;
             default: {
-                Planes rest = {(const uint4*)table.scales, nullptr, nullptr};
+                PackedMatrix rest = {(const uint4*)table.scales, nullptr, nullptr};
                 embed_unit<F16>(table, units, u, token, out, grid, false);
                 embed_unit<F16>(rest, units, u, token, out, grid, true);
             }

@@ -2,10 +2,8 @@
 // memory, for the kernels in experts_q2.cu.
 #pragma once
 
+#include "permutation.cuh"
 #include "products.cuh"
-
-// Activation rows that are multiplied at a time.
-#define MOST_ROWS 2
 
 // One or two of an expert's pairs: `first` … below `end`.
 struct PairRange {
@@ -32,13 +30,13 @@ struct Work {
     int warp_counts[DECODE_WARPS], warp_costs[DECODE_WARPS];
 
     // By the whole block; `items` are those of an expert.
-    __device__ inline void load(const Groups& groups, int all, int items) {
+    __device__ inline void load(const Permutation& permutation, int all, int items) {
         int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, chosen = 0, taken = 0, end = 0;
         for (int first = 0; first < all; first += DECODE_WARPS * WARP) {
             int expert = first + threadIdx.x, start = 0;
             if (expert < all) {
-                start = groups.starts[expert];
-                end = groups.starts[expert + 1];
+                start = permutation.offsets[expert];
+                end = permutation.offsets[expert + 1];
             }
             int cost = expert < all ? tile_cost(end - start) * items : 0, sum = cost;
             u32 warp_chosen = __ballot_sync(FULL_WARP, cost > 0);
@@ -119,8 +117,8 @@ struct Share {
             item.at += __popc(__ballot_sync(FULL_WARP, before));
         }
         if (item.at == work.count) return item;
-        int rest = cost - work.costs[item.at], whole = items * tile_cost(MOST_ROWS);
-        item.row = rest / whole * MOST_ROWS;
+        int rest = cost - work.costs[item.at], whole = items * tile_cost(INTEGER_ROWS);
+        item.row = rest / whole * INTEGER_ROWS;
         int each = tile_cost(rows(item));
         // The last one that begins before, and then the next.
         item.number = (rest % whole + each - 1) / each - 1;
@@ -131,18 +129,18 @@ struct Share {
     __device__ inline void next(Item& item) const {
         if (++item.number < items) return;
         item.number = 0;
-        item.row += MOST_ROWS;
+        item.row += INTEGER_ROWS;
         if (item.row >= work.rows(item.at)) ++item.at, item.row = 0;
     }
 
     // Rows that are multiplied at a time.
     __device__ inline int rows(const Item& item) const {
-        return min(work.rows(item.at) - item.row, MOST_ROWS);
+        return min(work.rows(item.at) - item.row, INTEGER_ROWS);
     }
 
-    __device__ inline PairRange pairs(const Groups& groups, const Item& item) const {
+    __device__ inline PairRange pairs(const Permutation& permutation, const Item& item) const {
         int first = work.starts[item.at] + item.row;
-        return {groups.pairs, first, first + rows(item)};
+        return {permutation.pairs, first, first + rows(item)};
     }
 };
 
@@ -155,13 +153,15 @@ struct Share {
 // Brings a warp's units to its ring, in the order in which they are multiplied.
 template <int TYPE>
 struct Fetch {
-    // Bytes of a tile's unit in each plane.
-    static constexpr int WEIGHTS = 1024, SCALES = TYPE == IQ2_XXS ? 64 : 256;
-    static constexpr int MORE_SCALES = TYPE == IQ2_XXS ? 32 : 64;
+    // Bytes of a tile's unit.
+    static constexpr int CODES = TYPE == IQ2_XXS ? IQ2_XXS_CODE_BYTES : Q2_K_CODE_BYTES;
+    static constexpr int SCALES = TYPE == IQ2_XXS ? IQ2_XXS_SCALE_BYTES : Q2_K_SCALE_BYTES;
+    static constexpr int MORE_SCALES =
+        TYPE == IQ2_XXS ? IQ2_XXS_MORE_SCALE_BYTES : Q2_K_MORE_SCALE_BYTES;
 
     // A place of the ring.
     struct alignas(128) Chunk {
-        u8 weights[CHUNK][WEIGHTS];
+        u8 codes[CHUNK][CODES];
         u8 scales[CHUNK][SCALES];
         u8 more_scales[CHUNK][MORE_SCALES];
     };
@@ -171,11 +171,11 @@ struct Fetch {
     Chunk* ring;
     int place;
     // Where the next chunk is; units left of the tile.
-    Planes from;
-    const Planes& matrix;
+    PackedMatrix from;
+    const PackedMatrix& matrix;
     int left;
 
-    __device__ inline Fetch(const Share& share, Item first, Item end, const Planes& w, Chunk* ring)
+    __device__ inline Fetch(const Share& share, Item first, Item end, const PackedMatrix& w, Chunk* ring)
         : share(share), item(first), end(end), ring(ring), place(0), matrix(w), left(0) {
         if (item.before(end)) find_tile();
 #pragma unroll
@@ -187,7 +187,7 @@ struct Fetch {
         int tile = min(item.number * share.item_tiles + share.local, share.tiles - 1);
         u32 row = share.work.experts[item.at] * share.tiles + tile, lane = threadIdx.x % WARP;
         size_t unit = row * share.units;
-        from.weights = matrix.weights + unit * (WEIGHTS / 16) + lane;
+        from.codes = matrix.codes + unit * (CODES / 16) + lane;
         from.scales = matrix.scales + unit * SCALES + 16 * lane;
         from.more_scales = matrix.more_scales + unit * MORE_SCALES + 16 * lane;
         left = share.units;
@@ -203,12 +203,12 @@ struct Fetch {
         if (left > 0) {
             int at = 16 * (threadIdx.x % WARP);
 #pragma unroll
-            for (int i = 0; i < CHUNK * WEIGHTS; i += 16 * WARP) {
-                if (i < left * WEIGHTS) copy_async16(to.weights[0] + i + at, from.weights + i / 16);
+            for (int i = 0; i < CHUNK * CODES; i += 16 * WARP) {
+                if (i < left * CODES) copy_async16(to.codes[0] + i + at, from.codes + i / 16);
             }
             copy_small<SCALES>(to.scales[0], from.scales, at);
             copy_small<MORE_SCALES>(to.more_scales[0], from.more_scales, at);
-            from.weights += CHUNK * (WEIGHTS / 16);
+            from.codes += CHUNK * (CODES / 16);
             from.scales += CHUNK * SCALES;
             from.more_scales += CHUNK * MORE_SCALES;
             left -= CHUNK;

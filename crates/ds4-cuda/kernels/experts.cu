@@ -4,6 +4,7 @@
 // A block does some tiles of an expert at a time, and goes on until all are done. Blocks for the shared
 // expert's last product come first: its input was ready long ago.
 
+#include "permutation.cuh"
 #include "products.cuh"
 
 // Warps that share a tile, and tiles that a block does at a time: large pieces of one expert, so that
@@ -14,20 +15,37 @@
 
 // The expert's activation rows `first` … up to `end`, by number of pair: row pair / `share` of `x`.
 __device__ inline Rows expert_rows(
-    const Groups& groups, const u16* x, int columns, int share, int first, int end
+    const Permutation& permutation, const u16* x, int columns, int share, int first, int end
 ) {
-    u32 pair = groups.pairs[min(first + (int)threadIdx.x % WARP / 4, end - 1)];
+    u32 pair = permutation.pairs[min(first + (int)threadIdx.x % WARP / 4, end - 1)];
     return {x + (size_t)(pair / share) * columns + 8 * (threadIdx.x % 4), nullptr};
 }
 
+struct GateUpAnyParams {
+    ExpertMatrix gate;
+    ExpertMatrix up;
+    Permutation permutation;
+    // [n·used].
+    const float* pair_weights;
+    // [n, columns], halves.
+    const u16* x;
+    // [n·used, rows], halves.
+    u16* hidden;
+    const uint4* iq2_grid;
+    int used;
+    float limit;
+};
+SAME_IN_RUST(GateUpAnyParams);
+
 // hidden[pair] = weight · SwiGLU(gate·x, up·x) for each expert's pairs.
-extern "C" __global__ void __launch_bounds__(256, 1) experts_gate_up_any(
-    Stack gate, Stack up, Groups groups, const float* pair_weights, const u16* x, u16* hidden,
-    int used, float limit, const uint4* iq2_grid
+extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1) experts_gate_up_any(
+    __grid_constant__ const GateUpAnyParams p
 ) {
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     __shared__ float scratch[DECODE_WARPS * 128], scratch_up[DECODE_WARPS * 128];
-    load_grid(grids, iq2_grid);
+    load_grid(grids, p.iq2_grid);
+    const ExpertMatrix &gate = p.gate, &up = p.up;
+    const Permutation& permutation = p.permutation;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int tiles = gate.rows / 16, part = warp % GATE_UP_SPLIT;
     int expert_items = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
@@ -35,14 +53,14 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_gate_up_any(
     // Only now: `experts_down_q2` reads the groups before it waits for this kernel.
     launch_dependents();
     __syncthreads();
-    int items = *groups.active_count * expert_items;
+    int items = *permutation.active_count * expert_items;
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
-        int expert = groups.active[item / expert_items];
+        int expert = permutation.active[item / expert_items];
         int first_tile = item % expert_items * GATE_UP_TILES;
         int tile = expert * tiles + min(first_tile + warp / GATE_UP_SPLIT, tiles - 1);
-        int start = groups.starts[expert], end = groups.starts[expert + 1];
+        int start = permutation.offsets[expert], end = permutation.offsets[expert + 1];
         for (int first = start; first < end; first += 8) {
-            Rows rows = expert_rows(groups, x, gate.columns, used, first, end);
+            Rows rows = expert_rows(permutation, p.x, gate.columns, p.used, first, end);
             Sums<1> g_sums, u_sums;
             g_sums.clear();
             u_sums.clear();
@@ -58,29 +76,47 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_gate_up_any(
             for (int i = threadIdx.x; i < GATE_UP_TILES * 128; i += DECODE_WARPS * WARP) {
                 int local = i / 128, pair_at = first + i % 128 / 16, to = first_tile + local;
                 if (pair_at >= end || to >= tiles) continue;
-                u32 pair = groups.pairs[pair_at];
+                u32 pair = permutation.pairs[pair_at];
                 int from = local * GATE_UP_SPLIT * 128;
                 float g = total(scratch + from, GATE_UP_SPLIT, i % 128);
                 float u = total(scratch_up + from, GATE_UP_SPLIT, i % 128);
-                hidden[(size_t)pair * gate.rows + 16 * to + i % 16] =
-                    float_to_half(pair_weights[pair] * swiglu(g, u, limit));
+                p.hidden[(size_t)pair * gate.rows + 16 * to + i % 16] =
+                    float_to_half(p.pair_weights[pair] * swiglu(g, u, p.limit));
             }
             __syncthreads();
         }
     }
 }
 
+struct DownAnyParams {
+    ExpertMatrix down;
+    Permutation permutation;
+    // [n·used, columns], halves.
+    const u16* hidden;
+    // [n, used + 1, rows].
+    float* out;
+    const uint4* iq2_grid;
+    // The shared expert's last product.
+    Product shared;
+    int used;
+    int rows;
+};
+SAME_IN_RUST(DownAnyParams);
+
 // out[token][slot] = down·hidden for the pairs of each expert; the shared expert's results go to
 // the slot after the routed ones.
-extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
-    Stack w, Groups groups, const u16* hidden, float* out, int used, int n,
-    __grid_constant__ const Product shared, const uint4* iq2_grid
+extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1) experts_down_any(
+    __grid_constant__ const DownAnyParams p
 ) {
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     __shared__ float scratch[DECODE_WARPS * 128];
     launch_dependents();
-    load_grid(grids, iq2_grid);
+    load_grid(grids, p.iq2_grid);
     __syncthreads();
+    const ExpertMatrix& w = p.down;
+    const Product& shared = p.shared;
+    const Permutation& permutation = p.permutation;
+    int used = p.used, n = p.rows;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int tiles = w.rows / 16, expert_items = (tiles + DOWN_TILES - 1) / DOWN_TILES;
     int shared_blocks = product_blocks(shared), shared_items = shared_blocks * ((n + 7) / 8);
@@ -91,14 +127,14 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
         return;
     }
     wait_for_dependencies();
-    int items = *groups.active_count * expert_items;
+    int items = *permutation.active_count * expert_items;
     for (int item = blockIdx.x - shared_items; item < items; item += gridDim.x - shared_items) {
-        int expert = groups.active[item / expert_items];
+        int expert = permutation.active[item / expert_items];
         int first_tile = item % expert_items * DOWN_TILES;
         int tile = expert * tiles + min(first_tile + warp, tiles - 1);
-        int start = groups.starts[expert], end = groups.starts[expert + 1];
+        int start = permutation.offsets[expert], end = permutation.offsets[expert + 1];
         for (int first = start; first < end; first += 8) {
-            Rows rows = expert_rows(groups, hidden, w.columns, 1, first, end);
+            Rows rows = expert_rows(permutation, p.hidden, w.columns, 1, first, end);
             Sums<1> sums;
             sums.clear();
             multiply_tile_of<ANY_TYPE>(
@@ -109,9 +145,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) experts_down_any(
             for (int i = threadIdx.x; i < DOWN_TILES * 128; i += DECODE_WARPS * WARP) {
                 int local = i / 128, pair_at = first + i % 128 / 16;
                 if (pair_at >= end || first_tile + local >= tiles) continue;
-                u32 pair = groups.pairs[pair_at];
+                u32 pair = permutation.pairs[pair_at];
                 size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
-                out[slot * w.rows + 16 * (first_tile + local) + i % 16] =
+                p.out[slot * w.rows + 16 * (first_tile + local) + i % 16] =
                     total(scratch + local * 128, 1, i % 128);
             }
             __syncthreads();

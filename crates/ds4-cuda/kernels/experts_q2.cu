@@ -79,7 +79,7 @@ __device__ inline void byte_operand(
 // A row's unit in shared memory.
 struct InputUnit {
     // [step][part], as `Quantised` has them: what a step's eight lanes read is in different banks.
-    u8 parts[UNIT_COLUMNS / 32][2][32];
+    u8 parts[INTEGER_COLUMNS / 32][2][32];
     float scale;
     float padding[3];
 };
@@ -144,20 +144,21 @@ __device__ inline void multiply_grid(
     }
 }
 
-// What the warps of a block share. Mirrored by its size in src/stages/experts.rs.
+// What the warps of a block share.
 struct GateUpShared {
     Fetch<IQ2_XXS>::Chunk rings[DECODE_WARPS][RING];
     // Results of an item, [row][16] of each warp, and of the one before.
-    float results[2][DECODE_WARPS][MOST_ROWS][16];
+    float results[2][DECODE_WARPS][INTEGER_ROWS][16];
     alignas(16) Work work;
 };
-static_assert(sizeof(GateUpShared) == 44160 && sizeof(InputUnit) == 528, "as in experts.rs");
+static_assert(sizeof(GateUpShared) == GATE_UP_SHARED, "not as in src/constants.rs");
+static_assert(sizeof(InputUnit) == INPUT_UNIT, "not as in src/constants.rs");
 
 // A warp's tile of an item for ROWS rows at `x`, to `results`.
 template <int ROWS>
 __device__ inline void multiply_gate_up(
     Fetch<IQ2_XXS>& fetch, const InputUnit* x, const u32* grid, const Opaque& opaque,
-    float (&results)[MOST_ROWS][16]
+    float (&results)[INTEGER_ROWS][16]
 ) {
     int lane = threadIdx.x % WARP, units = fetch.share.units;
     float sums[ROWS][2];
@@ -171,8 +172,8 @@ __device__ inline void multiply_gate_up(
         for (int i = 0; i < CHUNK; ++i) {
             if (u + i >= units) break;
             Unit<IQ2_XXS> w;
-            w.weights[0] = ((const uint4*)chunk.weights[i])[lane];
-            w.weights[1] = ((const uint4*)chunk.weights[i])[lane + WARP];
+            w.weights[0] = ((const uint4*)chunk.codes[i])[lane];
+            w.weights[1] = ((const uint4*)chunk.codes[i])[lane + WARP];
             w.scale_codes = ((const uint2*)chunk.scales[i])[lane / 4];
             w.scales = ((const u32*)chunk.more_scales[i])[lane / 4];
             const InputUnit* rows[ROWS];
@@ -193,7 +194,7 @@ __device__ inline void multiply_gate_up(
 __device__ inline void load_inputs(
     InputUnit* to, const Quantised& x, const PairRange& range, int used
 ) {
-    constexpr int PIECES = 2 * UNIT_COLUMNS / 16;
+    constexpr int PIECES = 2 * INTEGER_COLUMNS / 16;
     for (int i = threadIdx.x; i < range.rows() * x.units * PIECES; i += blockDim.x) {
         int unit = i / PIECES, piece = i % PIECES;
         size_t at = (size_t)(range.pair(unit / x.units) / used) * x.units + unit % x.units;
@@ -203,18 +204,43 @@ __device__ inline void load_inputs(
     __syncthreads();
 }
 
+struct GateUpQ2Params {
+    ExpertMatrix gate;
+    ExpertMatrix up;
+    Permutation permutation;
+    // [n·used].
+    const float* pair_weights;
+    // [n].
+    Quantised x;
+    // [n·used, rows], halves.
+    u16* hidden;
+    // The grid of IQ2_XXS as selectors [256].
+    const u32* selectors;
+    // The shared expert's last product, whose input is there already.
+    Product shared;
+    int experts;
+    int used;
+    float limit;
+    // 1 twice in halves.
+    u32 one;
+    int rows;
+};
+SAME_IN_RUST(GateUpQ2Params);
+
 // hidden[pair] = weight · SwiGLU(gate·x, up·x) for each expert's pairs, and the shared expert's last
-// product, whose input is there already, for `n` rows. Shared memory: GateUpShared, and MOST_ROWS rows
-// of InputUnit.
-extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
-    Stack gate, Stack up, Groups groups, const float* pair_weights, Quantised x, u16* hidden,
-    int experts, int used, float limit, const u32* selectors, u32 one, int n,
-    __grid_constant__ const Product shared_down
+// product. Shared memory: GateUpShared, and INTEGER_ROWS rows of InputUnit.
+extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 2) experts_gate_up_q2(
+    __grid_constant__ const GateUpQ2Params p
 ) {
     __shared__ alignas(128) u32 grids[GRID_WORDS];
     GateUpShared& shared = *(GateUpShared*)dynamic_shared;
     InputUnit* inputs = (InputUnit*)(&shared + 1);
-    load_selectors(grids, selectors);
+    load_selectors(grids, p.selectors);
+    const ExpertMatrix &gate = p.gate, &up = p.up;
+    const Permutation& permutation = p.permutation;
+    const Quantised& x = p.x;
+    const Product& shared_down = p.shared;
+    int n = p.rows;
     // First, since its weights can be on their way before anything else is there.
     int shared_blocks = product_blocks(shared_down), shared_items = shared_blocks * ((n + 7) / 8);
     for (int i = blockIdx.x; i < shared_items; i += gridDim.x) {
@@ -223,31 +249,31 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
             shared_down, i % shared_blocks, first, n, nullptr, (float*)dynamic_shared);
         __syncthreads();
     }
-    Opaque opaque(one, selectors[threadIdx.x]);
+    Opaque opaque(p.one, p.selectors[threadIdx.x]);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int tiles = gate.rows / 16, items = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
     bool is_gate = warp < GATE_UP_TILES;
-    Planes w = {is_gate ? gate.weights.weights : up.weights.weights,
-                is_gate ? gate.weights.scales : up.weights.scales,
-                is_gate ? gate.weights.more_scales : up.weights.more_scales};
+    PackedMatrix w = {is_gate ? gate.weights.codes : up.weights.codes,
+                      is_gate ? gate.weights.scales : up.weights.scales,
+                      is_gate ? gate.weights.more_scales : up.weights.more_scales};
     Share share = {shared.work, items, tiles, GATE_UP_TILES, warp % GATE_UP_TILES, x.units};
     wait_for_dependencies();
     // Only now: `experts_down_q2` reads the groups before it waits for this kernel.
     launch_dependents();
-    shared.work.load(groups, experts, items);
+    shared.work.load(permutation, p.experts, items);
     Item item = share.bound(blockIdx.x, gridDim.x), end = share.bound(blockIdx.x + 1, gridDim.x);
     Fetch<IQ2_XXS> fetch(share, item, end, w, shared.rings[warp]);
     int parity = 0, loaded = -1;
     for (; item.before(end); share.next(item)) {
-        PairRange range = share.pairs(groups, item);
+        PairRange range = share.pairs(permutation, item);
         int rows = range.rows();
-        if (loaded != range.first) load_inputs(inputs, x, range, used);
+        if (loaded != range.first) load_inputs(inputs, x, range, p.used);
         loaded = range.first;
-        float(&results)[DECODE_WARPS][MOST_ROWS][16] = shared.results[parity];
+        float(&results)[DECODE_WARPS][INTEGER_ROWS][16] = shared.results[parity];
         if (rows == 1) {
             multiply_gate_up<1>(fetch, inputs, grids, opaque, results[warp]);
         } else {
-            multiply_gate_up<MOST_ROWS>(fetch, inputs, grids, opaque, results[warp]);
+            multiply_gate_up<INTEGER_ROWS>(fetch, inputs, grids, opaque, results[warp]);
         }
         __syncthreads();
         parity ^= 1;
@@ -256,8 +282,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) experts_gate_up_q2(
         if (warp >= GATE_UP_TILES || r >= rows || tile >= tiles) continue;
         float g = results[warp][r][lane % 16], u = results[GATE_UP_TILES + warp][r][lane % 16];
         u32 pair = range.pair(r);
-        hidden[(size_t)pair * gate.rows + 16 * tile + lane % 16] =
-            float_to_half(pair_weights[pair] * swiglu(g, u, limit));
+        p.hidden[(size_t)pair * gate.rows + 16 * tile + lane % 16] =
+            float_to_half(p.pair_weights[pair] * swiglu(g, u, p.limit));
     }
     copy_async_wait<0>();
 }
@@ -440,17 +466,18 @@ struct DownUnit {
     }
 };
 
-// What the warps of a block share. Mirrored by its size in src/stages/experts.rs.
+// What the warps of a block share.
 struct DownShared {
     Fetch<Q2_K>::Chunk rings[DECODE_WARPS][RING];
     alignas(16) Work work;
 };
-static_assert(sizeof(DownShared) == 48256 && sizeof(HiddenUnit) == 1104, "as in experts.rs");
+static_assert(sizeof(DownShared) == DOWN_SHARED, "not as in src/constants.rs");
+static_assert(sizeof(HiddenUnit) == HIDDEN_UNIT, "not as in src/constants.rs");
 
 // A warp's tile of an item for ROWS rows at `x`, to `out` of each row.
 template <int ROWS>
 __device__ inline void multiply_down(
-    Fetch<Q2_K>& fetch, const HiddenUnit* x, int tile, float* const (&out)[MOST_ROWS]
+    Fetch<Q2_K>& fetch, const HiddenUnit* x, int tile, float* const (&out)[INTEGER_ROWS]
 ) {
     int lane = threadIdx.x % WARP, units = fetch.share.units, tiles = fetch.share.tiles;
     DownSums<ROWS> sums;
@@ -461,7 +488,7 @@ __device__ inline void multiply_down(
         for (int i = 0; i < CHUNK; ++i) {
             if (u + i >= units) break;
             DownUnit w;
-            w.load(chunk.weights[i], chunk.scales[i], chunk.more_scales[i], lane);
+            w.load(chunk.codes[i], chunk.scales[i], chunk.more_scales[i], lane);
             w.multiply(sums, x + u + i, units, parts);
         }
         fetch.done();
@@ -482,46 +509,60 @@ __device__ inline void load_hidden(
     __syncthreads();
     for (int i = threadIdx.x / WARP; i < range.rows() * units; i += DECODE_WARPS) {
         size_t at = (size_t)range.pair(i / units) * units + i % units;
-        quantise_hidden(to[i], hidden + at * UNIT_COLUMNS);
+        quantise_hidden(to[i], hidden + at * INTEGER_COLUMNS);
     }
     __syncthreads();
 }
 
+struct DownQ2Params {
+    ExpertMatrix down;
+    Permutation permutation;
+    // [n·used, columns], halves.
+    const u16* hidden;
+    // [n, used + 1, rows].
+    float* out;
+    int experts;
+    int used;
+};
+SAME_IN_RUST(DownQ2Params);
+
 // out[token][slot] = down·hidden for the pairs of each expert; the slot after theirs has the shared
-// expert's results. Shared memory: DownShared, and MOST_ROWS rows of HiddenUnit.
-extern "C" __global__ void __launch_bounds__(256, 2) experts_down_q2(
-    Stack w, Groups groups, const u16* hidden, float* out, int experts, int used
+// expert's results. Shared memory: DownShared, and INTEGER_ROWS rows of HiddenUnit.
+extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 2) experts_down_q2(
+    __grid_constant__ const DownQ2Params p
 ) {
     launch_dependents();
+    const ExpertMatrix& w = p.down;
+    const Permutation& permutation = p.permutation;
     DownShared& shared = *(DownShared*)dynamic_shared;
     HiddenUnit* inputs = (HiddenUnit*)(&shared + 1);
-    int warp = threadIdx.x / WARP, units = w.columns / UNIT_COLUMNS;
+    int warp = threadIdx.x / WARP, units = w.columns / INTEGER_COLUMNS;
     int tiles = w.rows / 16, items = (tiles + DOWN_TILES - 1) / DOWN_TILES;
     Share share = {shared.work, items, tiles, DOWN_TILES, warp, units};
-    shared.work.load(groups, experts, items);
+    shared.work.load(permutation, p.experts, items);
     Item item = share.bound(blockIdx.x, gridDim.x), end = share.bound(blockIdx.x + 1, gridDim.x);
     // The weights are on their way before the hidden layers are there.
     Fetch<Q2_K> fetch(share, item, end, w.weights, shared.rings[warp]);
     wait_for_dependencies();
     int loaded = -1;
     // The range's results.
-    float* rows[MOST_ROWS];
+    float* rows[INTEGER_ROWS];
     for (; item.before(end); share.next(item)) {
-        PairRange range = share.pairs(groups, item);
+        PairRange range = share.pairs(permutation, item);
         int tile = item.number * DOWN_TILES + warp;
         if (loaded != range.first) {
-            load_hidden(inputs, hidden, range, units);
+            load_hidden(inputs, p.hidden, range, units);
 #pragma unroll
-            for (int r = 0; r < MOST_ROWS; ++r) {
+            for (int r = 0; r < INTEGER_ROWS; ++r) {
                 u32 pair = range.pair(r);
-                rows[r] = out + (size_t)(pair + pair / used) * w.rows;
+                rows[r] = p.out + (size_t)(pair + pair / p.used) * w.rows;
             }
             loaded = range.first;
         }
         if (range.rows() == 1) {
             multiply_down<1>(fetch, inputs, tile, rows);
         } else {
-            multiply_down<MOST_ROWS>(fetch, inputs, tile, rows);
+            multiply_down<INTEGER_ROWS>(fetch, inputs, tile, rows);
         }
     }
     copy_async_wait<0>();

@@ -10,21 +10,29 @@
 
 #include "common.cuh"
 
-enum WeightType { Q8_0, F16, F32, IQ2_XXS, Q2_K, Q4_K, MXFP4, WEIGHT_TYPES };
-
-// A matrix in device memory. Mirrors `Planes` in src/weights.rs.
-struct Planes {
-    // The bulk of the weights, in 16-byte pieces in lane order.
-    const uint4* weights;
+// A matrix in device memory.
+struct PackedMatrix {
+    // Codes of the weights, 16 bytes for each lane in turn.
+    const uint4* codes;
     // Scales, and what else belongs to groups of weights.
     const u8* scales;
     const u8* more_scales;
 };
+SAME_IN_RUST(PackedMatrix);
 
 // Steps of a unit.
 __host__ __device__ constexpr int unit_steps(int type) {
     return type == Q8_0 || type == MXFP4 ? 4 : type == F16 || type == F32 ? 2 : 8;
 }
+
+#define UNIT_IN_RUST(TYPE) static_assert(32 * unit_steps(TYPE) == TYPE##_COLUMNS, "as in formats.rs")
+UNIT_IN_RUST(Q8_0);
+UNIT_IN_RUST(F16);
+UNIT_IN_RUST(F32);
+UNIT_IN_RUST(IQ2_XXS);
+UNIT_IN_RUST(Q2_K);
+UNIT_IN_RUST(Q4_K);
+UNIT_IN_RUST(MXFP4);
 
 // What a lane holds of one unit of one tile.
 template <int TYPE>
@@ -89,8 +97,8 @@ struct Unit<Q8_0> {
     uint4 weights[4];
     uint4 scales;
 
-    __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
-        const uint4* from = p.weights + ((size_t)tile * units + unit) * 128 + lane;
+    __device__ inline void load(const PackedMatrix& p, int units, int tile, int unit, int lane) {
+        const uint4* from = p.codes + ((size_t)tile * units + unit) * 128 + lane;
 #pragma unroll
         for (int s = 0; s < 4; ++s) weights[s] = load_once16(from + 32 * s);
         scales = ((const uint4*)p.scales)[((size_t)tile * units + unit) * 8 + lane / 4];
@@ -144,8 +152,8 @@ struct Unit<F16> {
         for (int i = 0; i < 4; ++i) weights[i / 2][i % 2] = load_once16(from + 32 * i);
     }
 
-    __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
-        load_from(p.weights, units, tile, unit, lane);
+    __device__ inline void load(const PackedMatrix& p, int units, int tile, int unit, int lane) {
+        load_from(p.codes, units, tile, unit, lane);
     }
 
     __device__ inline Operands operands(int step, const uint4*, int) const {
@@ -181,9 +189,9 @@ struct Unit<IQ2_XXS> {
     uint2 scale_codes;
     u32 scales;
 
-    __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
+    __device__ inline void load(const PackedMatrix& p, int units, int tile, int unit, int lane) {
         size_t block = (size_t)tile * units + unit;
-        const uint4* from = p.weights + block * 64 + lane;
+        const uint4* from = p.codes + block * 64 + lane;
         weights[0] = load_once16(from);
         weights[1] = load_once16(from + 32);
         scale_codes = ((const uint2*)p.scales)[block * 8 + lane / 4];
@@ -255,11 +263,11 @@ struct UnitK {
     uint4 groups[TYPE == Q2_K ? 1 : 2];
     uint2 scales;
 
-    __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
+    __device__ inline void load(const PackedMatrix& p, int units, int tile, int unit, int lane) {
         size_t block = (size_t)tile * units + unit;
 #pragma unroll
         for (int i = 0; i < PIECES; ++i) {
-            weights[i] = load_once16(p.weights + (block * PIECES + i) * 32 + lane);
+            weights[i] = load_once16(p.codes + (block * PIECES + i) * 32 + lane);
         }
         const uint4* from = (const uint4*)p.scales + (block * 8 + lane / 4) * 2;
         if (TYPE == Q2_K) {
@@ -381,8 +389,8 @@ struct Unit<MXFP4> {
     uint4 weights[2];
     uint2 scales;
 
-    __device__ inline void load(const Planes& p, int units, int tile, int unit, int lane) {
-        const uint4* from = p.weights + ((size_t)tile * units + unit) * 64 + lane;
+    __device__ inline void load(const PackedMatrix& p, int units, int tile, int unit, int lane) {
+        const uint4* from = p.codes + ((size_t)tile * units + unit) * 64 + lane;
         weights[0] = load_once16(from);
         weights[1] = load_once16(from + 32);
         scales = ((const uint2*)p.scales)[((size_t)tile * units + unit) * 8 + lane / 4];

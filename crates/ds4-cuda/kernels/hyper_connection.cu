@@ -198,7 +198,7 @@ __device__ inline void mix_and_multiply(
         if (!mixes) continue;
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            if (r < count) multiply_slice(weights, shared[r], rows[r].sums + slice * SUMS);
+            if (r < count) multiply_slice(weights, shared[r], rows[r].sums + slice * SLICE_SUMS);
         }
         if (next < slices) weights.load(function, next, hidden);
     }
@@ -213,7 +213,7 @@ struct SliceSums {
 
     __device__ inline float at(const float* sums, int slices, int i) const {
         int lane = threadIdx.x % WARP, slice = threadIdx.x / WARP + i * MIX_WARPS;
-        return lane <= HC_MIX && slice < slices ? sums[slice * SUMS + lane] : 0.0f;
+        return lane <= HC_MIX && slice < slices ? sums[slice * SLICE_SUMS + lane] : 0.0f;
     }
 
     __device__ inline void load(const float* sums, int slices) {
@@ -231,8 +231,7 @@ struct SliceSums {
     }
 };
 
-// What the kernels of this part work with. Mirrors `SliceReader` in src/stages/hyper_connection.rs.
-struct SliceReader {
+struct ReadStreamsParams {
     // [n, 4, hidden], and the pending output's parts [n, slots, hidden] if there is one.
     float* streams;
     const float* y;
@@ -243,34 +242,39 @@ struct SliceReader {
     MixFunction function;
     MixConstants constants;
     const float* norm;
-    // Room for [n, slices, 32].
+    // By slices: room for [n, slices, 32], and a counter of each row, zero before and after.
     float* sums;
+    u32* arrivals;
     // Results [n, hidden], halves and what they leave over.
     u16* x;
     u16* x_low;
-    // If given, the rows of the streams; results are dense.
-    const u32* rows;
+    // By slices: if given, the rows of the streams; results are dense.
+    const u32* wanted;
     int slots;
     int hidden;
+    // By rows, from here.
+    int first_row;
+    int end_row;
 
-    __device__ inline int row(int to) const { return rows ? rows[to] : to; }
+    __device__ inline int row(int to) const { return wanted ? wanted[to] : to; }
 
     __device__ inline SlicedRow sliced(int to) const {
         size_t own = row(to);
         MixedRow mixed = {streams + own * STREAMS * hidden, y ? y + own * slots * hidden : nullptr,
                           slots, post + own * STREAMS, comb + own * STREAMS * STREAMS};
-        return {mixed, sums + (size_t)to * (hidden / SLICE) * SUMS};
+        return {mixed, sums + (size_t)to * (hidden / SLICE) * SLICE_SUMS};
     }
 };
+SAME_IN_RUST(ReadStreamsParams);
 
 // From the sums of a row's slices to what is read of it, and to the weights for when that is done: by
 // MIX_THREADS threads and a warp. Shared memory: a row.
-__device__ inline void collapse_row(const SliceReader& r, const LaneOutput& output, int to) {
+__device__ inline void collapse_row(const ReadStreamsParams& r, const LaneOutput& output, int to) {
     __shared__ float warp_dots[MIX_WARPS][WARP], scratch[MIX_WARPS];
     int slices = r.hidden / SLICE, lane = threadIdx.x % WARP, row = r.row(to);
     bool mixes = threadIdx.x < MIX_THREADS;
     const float* streams = r.streams + (size_t)row * STREAMS * r.hidden;
-    const float* sums = r.sums + (size_t)to * slices * SUMS;
+    const float* sums = r.sums + (size_t)to * slices * SLICE_SUMS;
     // All that the block waits for is on its way at once.
     SliceSums slice_sums;
     Pieces pieces;
@@ -297,9 +301,9 @@ __device__ inline void collapse_row(const SliceReader& r, const LaneOutput& outp
 }
 
 // Finishes the sublayer before, and reads the streams for the next one. Grid: (blocks that share the
-// slices of a row, rows); `arrivals` is a counter of each row, zero before and after.
+// slices of a row, rows).
 extern "C" __global__ void __launch_bounds__(MIX_THREADS + WARP, 2) read_by_slices(
-    __grid_constant__ const SliceReader r, u32* arrivals
+    __grid_constant__ const ReadStreamsParams r
 ) {
     __shared__ SliceStreams shared[1];
     launch_dependents();
@@ -309,23 +313,20 @@ extern "C" __global__ void __launch_bounds__(MIX_THREADS + WARP, 2) read_by_slic
     wait_for_dependencies();
     int to = blockIdx.y;
     mix_and_multiply<1>({r.sliced(to)}, 1, r.function, weights, r.hidden, shared);
-    if (last_to_arrive(arrivals + to, gridDim.x)) collapse_row(r, output, to);
+    if (last_to_arrive(r.arrivals + to, gridDim.x)) collapse_row(r, output, to);
 }
 
-// Rows of a block of `mix_slices`.
-#define SLICE_ROWS 4
-
-// The first part of the same, for SLICE_ROWS of `n` rows a block. Grid: (blocks that share the slices
+// The first part of the same, for SLICE_ROWS rows a block. Grid: (blocks that share the slices
 // of these rows, rows / SLICE_ROWS).
 extern "C" __global__ void __launch_bounds__(MIX_THREADS, 2) mix_slices(
-    __grid_constant__ const SliceReader r, int n
+    __grid_constant__ const ReadStreamsParams r
 ) {
     __shared__ SliceStreams shared[SLICE_ROWS];
     launch_dependents();
     SliceWeights weights;
     weights.load(r.function, blockIdx.x, r.hidden);
     wait_for_dependencies();
-    int first = blockIdx.y * SLICE_ROWS;
+    int first = blockIdx.y * SLICE_ROWS, n = r.end_row;
     SlicedRow rows[SLICE_ROWS];
     // The last one may be there several times.
 #pragma unroll
@@ -335,7 +336,7 @@ extern "C" __global__ void __launch_bounds__(MIX_THREADS, 2) mix_slices(
 
 // The second part, a row a block.
 extern "C" __global__ void __launch_bounds__(MIX_THREADS + WARP) collapse_rows(
-    __grid_constant__ const SliceReader r
+    __grid_constant__ const ReadStreamsParams r
 ) {
     launch_dependents();
     LaneOutput output(r.constants, r.function.outputs);
@@ -344,9 +345,6 @@ extern "C" __global__ void __launch_bounds__(MIX_THREADS + WARP) collapse_rows(
 }
 
 // ---- Many rows: a block does all of eight --------------------------------------------------------
-
-// Rows of a block: those of a product instruction.
-#define MANY_ROWS 8
 
 // Four weights as tf32; what F32 ones have beyond that is in `low`.
 template <bool HALVES>
@@ -407,21 +405,23 @@ __device__ inline void add_dots(
 // of their dot products and squares in `dots`.
 template <bool HALVES>
 __device__ inline void mix_columns(
-    float* streams, const float* y, int slots, const float* post, const float* comb,
-    const void* weights, int hidden, int row, bool valid, float (&dots)[MANY_ROWS][SUMS]
+    const ReadStreamsParams& r, int row, bool valid, float (&dots)[BLOCK_ROWS][SLICE_SUMS]
 ) {
+    const float* y = r.y;
+    int slots = r.slots, hidden = r.hidden;
+    const void* weights = r.function.weights;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
     float own_post[STREAMS], own_comb[STREAMS * STREAMS], squares = 0.0f;
     float low_sums[4] = {0.0f, 0.0f, 0.0f, 0.0f}, high_sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     if (y) {
 #pragma unroll
-        for (int i = 0; i < STREAMS; ++i) own_post[i] = post[row * STREAMS + i];
+        for (int i = 0; i < STREAMS; ++i) own_post[i] = r.post[row * STREAMS + i];
 #pragma unroll
         for (int i = 0; i < STREAMS * STREAMS; ++i) {
-            own_comb[i] = comb[row * STREAMS * STREAMS + i];
+            own_comb[i] = r.comb[row * STREAMS * STREAMS + i];
         }
     }
-    float* own = streams + (size_t)row * STREAMS * hidden;
+    float* own = r.streams + (size_t)row * STREAMS * hidden;
     const float* outputs = y + (size_t)row * slots * hidden;
     for (int c = 16 * warp + 4 * t; c < hidden; c += 16 * MIX_WARPS) {
         float4 x[STREAMS];
@@ -468,32 +468,31 @@ __device__ inline void mix_columns(
     dots[2 * t + 1][g + 16] = high_sums[1];
 }
 
-// What is read by slices in decoding, with all 24 outputs, for rows `first_row` to `end_row`: a block has
-// eight of them from end to end. A row's results do not depend on the rows beside it.
+// What is read by slices in decoding, with all 24 outputs, for rows `first_row` to `end_row`: a block
+// has BLOCK_ROWS of them from end to end. A row's results do not depend on the rows beside it.
 extern "C" __global__ void __launch_bounds__(MIX_THREADS, 2) read_by_rows(
-    float* streams, const float* y, int slots, float* post, float* comb, MixFunction function,
-    MixConstants k, const float* norm, u16* x, u16* x_low, int hidden, int first_row, int end_row
+    __grid_constant__ const ReadStreamsParams a
 ) {
-    __shared__ float warp_dots[MIX_WARPS][MANY_ROWS][SUMS], scratch[2][MIX_WARPS];
-    __shared__ float logits[MANY_ROWS][WARP];
+    __shared__ float warp_dots[MIX_WARPS][BLOCK_ROWS][SLICE_SUMS], scratch[2][MIX_WARPS];
+    __shared__ float logits[BLOCK_ROWS][WARP];
     launch_dependents();
+    const MixConstants& k = a.constants;
+    int hidden = a.hidden;
     LaneOutput output(k, HC_MIX);
     wait_for_dependencies();
-    int first = first_row + blockIdx.x * MANY_ROWS, count = min(MANY_ROWS, end_row - first);
+    int first = a.first_row + blockIdx.x * BLOCK_ROWS;
+    int count = min((int)BLOCK_ROWS, a.end_row - first);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     // Lanes without a row repeat the last one and write nothing.
     int row = first + min(lane / 4, count - 1);
     bool valid = lane / 4 < count;
-    const void* weights = function.weights;
-    if (function.halves) {
-        mix_columns<true>(
-            streams, y, slots, post, comb, weights, hidden, row, valid, warp_dots[warp]);
+    if (a.function.halves) {
+        mix_columns<true>(a, row, valid, warp_dots[warp]);
     } else {
-        mix_columns<false>(
-            streams, y, slots, post, comb, weights, hidden, row, valid, warp_dots[warp]);
+        mix_columns<false>(a, row, valid, warp_dots[warp]);
     }
     __syncthreads();
-    static_assert(MIX_WARPS == MANY_ROWS, "a warp makes the weights of a row");
+    static_assert(MIX_WARPS == BLOCK_ROWS, "a warp makes the weights of a row");
     float dot = 0.0f;
     if (lane <= HC_MIX) {
         for (int w = 0; w < MIX_WARPS; ++w) dot += warp_dots[w][warp][lane];
@@ -504,14 +503,14 @@ extern "C" __global__ void __launch_bounds__(MIX_THREADS, 2) read_by_rows(
     for (int r = 0; r < count; ++r) {
         size_t at = (size_t)(first + r) * hidden;
         Pieces pieces;
-        pieces.load(streams + STREAMS * at, 0, hidden);
+        pieces.load(a.streams + STREAMS * at, 0, hidden);
         float pre[STREAMS];
         input_weights(logits[r][lane], k, pre);
-        collapse(pieces, streams + STREAMS * at, pre, norm, k.rms_epsilon, (float*)dynamic_shared,
-                 scratch[r % 2], {x + at, x_low + at}, hidden);
+        collapse(pieces, a.streams + STREAMS * at, pre, a.norm, k.rms_epsilon,
+                 (float*)dynamic_shared, scratch[r % 2], {a.x + at, a.x_low + at}, hidden);
     }
     if (warp < count) {
         int own = first + warp;
-        output_weights(logit, k, post + own * STREAMS, comb + own * STREAMS * STREAMS);
+        output_weights(logit, k, a.post + own * STREAMS, a.comb + own * STREAMS * STREAMS);
     }
 }

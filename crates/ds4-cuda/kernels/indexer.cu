@@ -5,18 +5,12 @@
 
 #include "rows.cuh"
 
-#define CSA_RATIO 4
-// Threads of a block, at most.
-#define MOST_THREADS 512
-#define MOST_WARPS (MOST_THREADS / WARP)
+#define MOST_WARPS (SELECT_THREADS / WARP)
 // Query heads that a warp loads before it prepares the first, to wait for memory once.
 #define HEADS_AHEAD 4
-// Warps that share a tile of keys, each with a part of the heads, where there are few keys: then
-// most warps had nothing to do. With more, decoding the keys several times takes longer.
-#define HEAD_PARTS 4
+// Keys up to which HEAD_PARTS warps share a tile of them: then most warps had nothing to do. With
+// more, decoding the keys several times takes longer.
 #define FEW_KEYS 4096
-// Keys that a warp scores at a time.
-#define KEY_TILE 32
 // Elements of a query or key that one lane of a quad multiplies: those of one FP4 scale.
 #define QUAD_PART (INDEX_DIM / 4)
 // FP4 keys are decoded to 2^-8 of their values: a half then holds every scale from 2^-20 to 2^9,
@@ -415,23 +409,40 @@ __device__ inline void choose(const float* scores, u32 count, u32 top_k, u32* se
     write_selected(all, threshold, shared, selected);
 }
 
-// The top_k best rows of each row from `first_row`, ascending, to `selected` [n, top_k].
-//
-// `queries` are raw products [n, query_stride], `head_weights` [n, weight_stride] likewise. Grid:
-// (blocks that share a query's keys, rows). `scores` has room for [rows, stride], `arrivals` for a
-// counter of each row, zero before and after. `parts` are HEAD_PARTS if queries with few keys may
-// share the heads of a tile among warps, or 1.
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) select_rows(
-    Step step, u32 first_row, const LayerCache* caches, u32 layer, u32 layers, u32 heads,
-    u32 top_k, const float* queries, u32 query_stride, const float* head_weights, u32 weight_stride,
-    const float2* rotations, int rounding, u32 parts, float* scores, u32 stride, u32* arrivals,
-    u32* selected) {
+struct SelectRowsParams {
+    StepLayer at;
+    // Raw products [n, query_stride] and [n, weight_stride].
+    const float* queries;
+    const float* head_weights;
+    // Cosines and sines [n, 32].
+    const float2* rotations;
+    // Room for [rows, capacity], and a counter of each row, zero before and after.
+    float* scores;
+    u32* arrivals;
+    // [n, top_k], ascending.
+    u32* selected;
+    u32 heads;
+    u32 top_k;
+    u32 query_stride;
+    u32 weight_stride;
+    // HEAD_PARTS if warps may share the heads of a tile where queries see few keys, or 1.
+    u32 parts;
+    // No row sees more keys.
+    u32 capacity;
+};
+SAME_IN_RUST(SelectRowsParams);
+
+// The top_k best rows of each row from `first_row`. Grid: (blocks that share a query's keys, rows).
+extern "C" __global__ void __launch_bounds__(SELECT_THREADS, 1) select_rows(
+    __grid_constant__ const SelectRowsParams p
+) {
     launch_dependents();
-    u32 row = first_row + blockIdx.y;
+    u32 row = p.at.first_row + blockIdx.y, heads = p.heads, top_k = p.top_k;
+    int rounding = p.at.rounding;
     // What a step has from its beginning needs no waiting for.
-    VisibleKeys keys = {layer_cache(caches, step.session[row], layer, layers).index_keys,
-                        index_row_bytes(rounding), visible_index_rows(step, row)};
-    if (keys.count > FEW_KEYS) parts = 1;
+    VisibleKeys keys = {p.at.cache(row).index_keys, index_row_bytes(rounding),
+                        visible_index_rows(p.at.step, row)};
+    u32 parts = keys.count > FEW_KEYS ? 1 : p.parts;
     u32 tiles = blockDim.x / WARP / parts, first = blockIdx.x * tiles * KEY_TILE;
     bool needed = keys.count > top_k && first < keys.count;
     // Nor do the keys for coming nearer, all but the last of which are old.
@@ -443,11 +454,12 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) select_rows(
     if (!needed) return;
 
     Query query(heads);
-    prepare_heads(query, queries + (u64)row * query_stride, head_weights + (u64)row * weight_stride,
-                  rotations + row * PAIRS, heads, rounding);
-    float* own_scores = scores + (u64)blockIdx.y * stride;
+    prepare_heads(query, p.queries + (u64)row * p.query_stride,
+                  p.head_weights + (u64)row * p.weight_stride, p.rotations + row * PAIRS, heads,
+                  rounding);
+    float* own_scores = p.scores + (u64)blockIdx.y * p.capacity;
     score_share(query, keys, parts, rounding, own_scores);
     u32 blocks = min(gridDim.x, (keys.count + tiles * KEY_TILE - 1) / (tiles * KEY_TILE));
-    if (!last_to_arrive(arrivals + blockIdx.y, blocks)) return;
-    choose(own_scores, keys.count, top_k, selected + (u64)row * top_k);
+    if (!last_to_arrive(p.arrivals + blockIdx.y, blocks)) return;
+    choose(own_scores, keys.count, top_k, p.selected + (u64)row * top_k);
 }

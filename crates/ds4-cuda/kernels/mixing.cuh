@@ -4,25 +4,20 @@
 
 #include "common.cuh"
 
-// Columns of a slice.
-#define SLICE 64
-// Threads that mix and collapse: one for each stream's column of a slice.
-#define MIX_THREADS (STREAMS * SLICE)
 #define MIX_WARPS (MIX_THREADS / WARP)
 // Dot products that a warp makes of a slice.
 #define WARP_OUTPUTS (HC_MIX / MIX_WARPS)
-// Dot products kept of a slice, and after them the sum of squares, padded to a warp.
-#define SUMS 32
 
-// Where the next function's weights are. Mirrors `MixFunction` in src/stages/hyper_connection.rs.
+// Where the next function's weights are.
 struct MixFunction {
     // [outputs, 4·hidden], halves or floats.
     const void* weights;
     int halves;
     int outputs;
 };
+SAME_IN_RUST(MixFunction);
 
-// What makes weights of dot products. Mirrors `MixConstants` in src/stages/hyper_connection.rs.
+// What makes weights of dot products.
 struct MixConstants {
     const float* base;
     const float* scale;
@@ -30,6 +25,7 @@ struct MixConstants {
     float rms_epsilon;
     int sinkhorn_iterations;
 };
+SAME_IN_RUST(MixConstants);
 
 // ---- From dot products to weights ---------------------------------------------------------------
 

@@ -5,10 +5,10 @@
 // matrix units want, and become halves there, scale and all, so that each is unpacked once for
 // all of the block's activation rows. Sums are f32 throughout.
 
+#include "permutation.cuh"
 #include "products.cuh"
 
-#define WARPS 4
-#define STAGES 4
+#define WARPS (PREFILL_THREADS / WARP)
 // Columns of a stage.
 #define STAGE_COLUMNS 64
 
@@ -22,14 +22,14 @@ struct Batch {
     int count;
 };
 
-// Shared memory: STAGES × two steps × TOKENS·8 rows × 64 bytes.
+// Shared memory: PREFILL_STAGES × two steps × TOKENS·8 rows × 64 bytes.
 template <int TOKENS>
 __device__ inline void stage_activations(
     uint4* shared, const Batch& b, int columns, int stage, int stages
 ) {
     int pass = stage * STAGE_COLUMNS / columns, column = stage * STAGE_COLUMNS % columns;
     const u16* x = pass == 1 ? b.x_low : b.x;
-    uint4* to = shared + stage % STAGES * (16 * TOKENS * 4);
+    uint4* to = shared + stage % PREFILL_STAGES * (16 * TOKENS * 4);
     if (stage < stages) {
 #pragma unroll
         for (int i = 0; i < (TOKENS + 1) / 2; ++i) {
@@ -52,13 +52,13 @@ struct BlockSums {
 // only; and their rest; and, for F32, the rest of the weights.
 template <int TYPE, int PARTS, int TOKENS>
 __device__ inline void multiply_block(
-    BlockSums<PARTS, TOKENS>& sums, const Planes (&w)[PARTS], const int (&tile)[PARTS], int columns,
+    BlockSums<PARTS, TOKENS>& sums, const PackedMatrix (&w)[PARTS], const int (&tile)[PARTS], int columns,
     const Batch& b, int passes, uint4* shared, const uint4* grid
 ) {
     constexpr int STEPS = unit_steps(TYPE);
     int lane = threadIdx.x % WARP, active = (b.count + 7) / 8;
     int units = columns / (32 * STEPS), stages = passes * (columns / STAGE_COLUMNS);
-    for (int s = 0; s < STAGES - 1; ++s) {
+    for (int s = 0; s < PREFILL_STAGES - 1; ++s) {
         stage_activations<TOKENS>(shared, b, columns, s, stages);
     }
     int stage = 0;
@@ -67,21 +67,21 @@ __device__ inline void multiply_block(
             Unit<TYPE> unit[PARTS];
 #pragma unroll
             for (int p = 0; p < PARTS; ++p) {
-                Planes from = w[p];
-                if (TYPE == F32 && pass == 2) from.weights = (const uint4*)from.scales;
+                PackedMatrix from = w[p];
+                if (TYPE == F32 && pass == 2) from.codes = (const uint4*)from.scales;
                 unit[p].load(from, units, tile[p], u, lane);
             }
 #pragma unroll
             for (int s = 0; s < STEPS; ++s) {
                 if (s % 2 == 0) {
-                    copy_async_wait<STAGES - 2>();
+                    copy_async_wait<PREFILL_STAGES - 2>();
                     __syncthreads();
-                    stage_activations<TOKENS>(shared, b, columns, stage + STAGES - 1, stages);
+                    stage_activations<TOKENS>(shared, b, columns, stage + PREFILL_STAGES - 1, stages);
                 }
                 Operands o[PARTS];
 #pragma unroll
                 for (int p = 0; p < PARTS; ++p) o[p] = unit[p].scaled(s, grid, lane);
-                const uint4* x = shared + stage % STAGES * (16 * TOKENS * 4);
+                const uint4* x = shared + stage % PREFILL_STAGES * (16 * TOKENS * 4);
                 x += s % 2 * 8 * TOKENS * 4 + lane;
 #pragma unroll
                 for (int n = 0; n < TOKENS; ++n) {
@@ -111,7 +111,7 @@ __device__ inline void multiply_block(
 
 template <int TYPES, int PARTS, int TOKENS>
 __device__ inline void multiply_block_of(
-    int type, BlockSums<PARTS, TOKENS>& sums, const Planes (&w)[PARTS], const int (&tile)[PARTS],
+    int type, BlockSums<PARTS, TOKENS>& sums, const PackedMatrix (&w)[PARTS], const int (&tile)[PARTS],
     int columns, const Batch& b, int passes, uint4* shared, const uint4* grid
 ) {
 #pragma unroll
@@ -178,7 +178,16 @@ __device__ inline uint2 to_halves(float4 v) {
 
 // Tiles of a warp, activation rows of a block (in eights).
 #define DENSE_PARTS 2
-#define DENSE_TOKENS 16
+#define DENSE_TOKENS (PREFILL_ROWS / 8)
+
+struct PrefillProductsParams {
+    const Product* products;
+    const uint4* iq2_grid;
+    int count;
+    int first_row;
+    int end_row;
+};
+SAME_IN_RUST(PrefillProductsParams);
 
 // Four results of a token, as far as the matrix has rows.
 __device__ inline void put_results(const Product& p, int token, int row, float4 y) {
@@ -214,24 +223,22 @@ __device__ inline void put_results(const Product& p, int token, int row, float4 
 // Grid: (blocks of 128 activation rows, blocks of 128 weight rows over all products; 64 rows for
 // a pair). Rows of the step from `first_row` to `end_row`.
 template <int TYPES>
-__device__ inline void dense(
-    const Product* products, int count, int first_row, int end_row, const uint4* iq2_grid
-) {
+__device__ inline void dense(const PrefillProductsParams& a) {
     __shared__ u32 rows[8 * DENSE_TOKENS];
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     const uint4* grid = own_grid(grids);
     launch_dependents();
-    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, iq2_grid);
+    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, a.iq2_grid);
     int which = 0, warp = threadIdx.x / WARP;
-    while (which + 1 < count && products[which + 1].first_block <= blockIdx.y) ++which;
-    const Product& p = products[which];
-    int first = first_row + blockIdx.x * 8 * DENSE_TOKENS;
-    int tokens = min(8 * DENSE_TOKENS, end_row - first);
+    while (which + 1 < a.count && a.products[which + 1].first_block <= blockIdx.y) ++which;
+    const Product& p = a.products[which];
+    int first = a.first_row + blockIdx.x * 8 * DENSE_TOKENS;
+    int tokens = min(8 * DENSE_TOKENS, a.end_row - first);
     rows[threadIdx.x] = first + min((int)threadIdx.x, tokens - 1);
-    bool pair = p.up.weights != nullptr;
+    bool pair = p.up.codes != nullptr;
     int tiles = (p.rows + 15) / 16, block = blockIdx.y - p.first_block;
     int tile[DENSE_PARTS];
-    Planes w[DENSE_PARTS];
+    PackedMatrix w[DENSE_PARTS];
 #pragma unroll
     for (int i = 0; i < DENSE_PARTS; ++i) {
         int own_tile = pair ? block * WARPS + warp : (block * WARPS + warp) * DENSE_PARTS + i;
@@ -260,46 +267,63 @@ __device__ inline void dense(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_products(
-    const Product* products, int count, int first_row, int end_row, const uint4* iq2_grid
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_products(
+    __grid_constant__ const PrefillProductsParams a
 ) {
-    dense<DENSE_TYPES>(products, count, first_row, end_row, iq2_grid);
+    dense<DENSE_TYPES>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_products_any(
-    const Product* products, int count, int first_row, int end_row, const uint4* iq2_grid
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_products_any(
+    __grid_constant__ const PrefillProductsParams a
 ) {
-    dense<ANY_TYPE>(products, count, first_row, end_row, iq2_grid);
+    dense<ANY_TYPE>(a);
 }
 
 // ---- Routed experts ----------------------------------------------------------------------------
 
 #define EXPERT_PARTS 4
-#define EXPERT_TOKENS 8
+#define EXPERT_TOKENS (TILE_PAIRS / 8)
 
-// Grid: (blocks of rows, entries of `tiles`, of which there are `tile_count`). An entry is an
-// expert and the first of at most 64 of its pairs.
+struct PrefillGateUpParams {
+    ExpertMatrix gate;
+    ExpertMatrix up;
+    Permutation permutation;
+    // The work list: tiles of at most TILE_PAIRS pairs of an expert, as (expert, first pair), and how
+    // many.
+    const uint2* tiles;
+    const u32* tile_count;
+    // [n·used].
+    const float* pair_weights;
+    // [n, columns], halves.
+    const u16* x;
+    // [n·used, rows], halves.
+    u16* hidden;
+    const uint4* iq2_grid;
+    int used;
+    float limit;
+};
+SAME_IN_RUST(PrefillGateUpParams);
+
+// Grid: (blocks of rows, entries of the work list, of which there may be fewer).
 template <int TYPES>
-__device__ inline void prefill_gate_up(
-    const Stack& gate, const Stack& up, const Groups& groups, const uint2* tiles,
-    const u32* tile_count, const float* pair_weights, const u16* x, u16* hidden, int used,
-    float limit, const uint4* iq2_grid
-) {
+__device__ inline void prefill_gate_up(const PrefillGateUpParams& a) {
     __shared__ u32 rows[8 * EXPERT_TOKENS];
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     const uint4* grid = own_grid(grids);
     launch_dependents();
-    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, iq2_grid);
+    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, a.iq2_grid);
+    const Permutation& permutation = a.permutation;
     wait_for_dependencies();
-    if (blockIdx.y >= *tile_count) return;
-    int expert = tiles[blockIdx.y].x, first = tiles[blockIdx.y].y;
-    int count = min(8 * EXPERT_TOKENS, (int)groups.starts[expert + 1] - first);
+    if (blockIdx.y >= *a.tile_count) return;
+    int expert = a.tiles[blockIdx.y].x, first = a.tiles[blockIdx.y].y;
+    int count = min(8 * EXPERT_TOKENS, (int)permutation.offsets[expert + 1] - first);
     if (threadIdx.x < 8 * EXPERT_TOKENS) {
-        rows[threadIdx.x] = groups.pairs[first + min((int)threadIdx.x, count - 1)] / used;
+        rows[threadIdx.x] = permutation.pairs[first + min((int)threadIdx.x, count - 1)] / a.used;
     }
     __syncthreads();
+    const ExpertMatrix &gate = a.gate, &up = a.up;
     int tiles_per_expert = gate.rows / 16, tile[EXPERT_PARTS];
-    Planes w[EXPERT_PARTS];
+    PackedMatrix w[EXPERT_PARTS];
 #pragma unroll
     for (int i = 0; i < EXPERT_PARTS / 2; ++i) {
         int own_tile = (blockIdx.x * WARPS + threadIdx.x / WARP) * (EXPERT_PARTS / 2) + i;
@@ -309,44 +333,59 @@ __device__ inline void prefill_gate_up(
         w[i + EXPERT_PARTS / 2] = up.weights;
     }
     BlockSums<EXPERT_PARTS, EXPERT_TOKENS> sums;
-    Batch b = {rows, x, nullptr, gate.columns, count};
+    Batch b = {rows, a.x, nullptr, gate.columns, count};
     multiply_block_of<TYPES, EXPERT_PARTS, EXPERT_TOKENS>(
         gate.type, sums, w, tile, gate.columns, b, 1, dynamic_shared, grid);
     constexpr int TILES = EXPERT_PARTS / 2;
     auto value = [&](int part, int n, int i) {
-        return swiglu(sums.at[part][n][i], sums.at[part + TILES][n][i], limit);
+        return swiglu(sums.at[part][n][i], sums.at[part + TILES][n][i], a.limit);
     };
     auto put = [&](int token, int r, float4 y) {
         int row = blockIdx.x * (16 * TILES * WARPS) + r;
         if (row >= gate.rows) return;
-        u32 pair = groups.pairs[first + token];
-        float weight = pair_weights[pair];
+        u32 pair = permutation.pairs[first + token];
+        float weight = a.pair_weights[pair];
         y = make_float4(weight * y.x, weight * y.y, weight * y.z, weight * y.w);
-        *(uint2*)(hidden + (size_t)pair * gate.rows + row) = to_halves(y);
+        *(uint2*)(a.hidden + (size_t)pair * gate.rows + row) = to_halves(y);
     };
     write_results<TILES, EXPERT_TOKENS>(dynamic_shared, count, value, put);
 }
 
+struct PrefillDownParams {
+    ExpertMatrix down;
+    Permutation permutation;
+    // As above.
+    const uint2* tiles;
+    const u32* tile_count;
+    // [n·used, columns], halves.
+    const u16* hidden;
+    // [n, used + 1, rows].
+    float* out;
+    const uint4* iq2_grid;
+    int used;
+};
+SAME_IN_RUST(PrefillDownParams);
+
+// Grid: (blocks of rows, entries of the work list, of which there may be fewer).
 template <int TYPES>
-__device__ inline void prefill_down(
-    const Stack& w, const Groups& groups, const uint2* tiles, const u32* tile_count,
-    const u16* hidden, float* out, int used, const uint4* iq2_grid
-) {
+__device__ inline void prefill_down(const PrefillDownParams& a) {
     __shared__ u32 rows[8 * EXPERT_TOKENS];
     __shared__ uint4 grids[GRID_ENTRIES * GRID_COPIES];
     const uint4* grid = own_grid(grids);
     launch_dependents();
-    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, iq2_grid);
+    if (TYPES & TYPE_BIT(IQ2_XXS)) load_grid(grids, a.iq2_grid);
+    const Permutation& permutation = a.permutation;
     wait_for_dependencies();
-    if (blockIdx.y >= *tile_count) return;
-    int expert = tiles[blockIdx.y].x, first = tiles[blockIdx.y].y;
-    int count = min(8 * EXPERT_TOKENS, (int)groups.starts[expert + 1] - first);
+    if (blockIdx.y >= *a.tile_count) return;
+    int expert = a.tiles[blockIdx.y].x, first = a.tiles[blockIdx.y].y;
+    int count = min(8 * EXPERT_TOKENS, (int)permutation.offsets[expert + 1] - first);
     if (threadIdx.x < 8 * EXPERT_TOKENS) {
-        rows[threadIdx.x] = groups.pairs[first + min((int)threadIdx.x, count - 1)];
+        rows[threadIdx.x] = permutation.pairs[first + min((int)threadIdx.x, count - 1)];
     }
     __syncthreads();
+    const ExpertMatrix& w = a.down;
     int tiles_per_expert = w.rows / 16, tile[EXPERT_PARTS];
-    Planes planes[EXPERT_PARTS];
+    PackedMatrix planes[EXPERT_PARTS];
 #pragma unroll
     for (int i = 0; i < EXPERT_PARTS; ++i) {
         int own_tile = (blockIdx.x * WARPS + threadIdx.x / WARP) * EXPERT_PARTS + i;
@@ -354,7 +393,7 @@ __device__ inline void prefill_down(
         planes[i] = w.weights;
     }
     BlockSums<EXPERT_PARTS, EXPERT_TOKENS> sums;
-    Batch b = {rows, hidden, nullptr, w.columns, count};
+    Batch b = {rows, a.hidden, nullptr, w.columns, count};
     multiply_block_of<TYPES, EXPERT_PARTS, EXPERT_TOKENS>(
         w.type, sums, planes, tile, w.columns, b, 1, dynamic_shared, grid);
     // Half of each warp's tiles at a time: that is what fits.
@@ -366,42 +405,34 @@ __device__ inline void prefill_down(
             int warp = r / (16 * TILES), row = blockIdx.x * (16 * EXPERT_PARTS * WARPS);
             row += (2 * warp + half) * 16 * TILES + r % (16 * TILES);
             if (row >= w.rows) return;
-            u32 pair = groups.pairs[first + token];
-            size_t slot = (size_t)(pair / used) * (used + 1) + pair % used;
-            *(float4*)(out + slot * w.rows + row) = y;
+            u32 pair = permutation.pairs[first + token];
+            size_t slot = (size_t)(pair / a.used) * (a.used + 1) + pair % a.used;
+            *(float4*)(a.out + slot * w.rows + row) = y;
         };
         write_results<TILES, EXPERT_TOKENS>(dynamic_shared, count, value, put);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_gate_up_q2(
-    Stack gate, Stack up, Groups groups, const uint2* tiles, const u32* tile_count,
-    const float* pair_weights, const u16* x, u16* hidden, int used, float limit,
-    const uint4* iq2_grid
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_gate_up_q2(
+    __grid_constant__ const PrefillGateUpParams a
 ) {
-    prefill_gate_up<TYPE_BIT(IQ2_XXS)>(
-        gate, up, groups, tiles, tile_count, pair_weights, x, hidden, used, limit, iq2_grid);
+    prefill_gate_up<TYPE_BIT(IQ2_XXS)>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_gate_up_any(
-    Stack gate, Stack up, Groups groups, const uint2* tiles, const u32* tile_count,
-    const float* pair_weights, const u16* x, u16* hidden, int used, float limit,
-    const uint4* iq2_grid
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_gate_up_any(
+    __grid_constant__ const PrefillGateUpParams a
 ) {
-    prefill_gate_up<ANY_TYPE>(
-        gate, up, groups, tiles, tile_count, pair_weights, x, hidden, used, limit, iq2_grid);
+    prefill_gate_up<ANY_TYPE>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_down_q2(
-    Stack w, Groups groups, const uint2* tiles, const u32* tile_count, const u16* hidden,
-    float* out, int used, const uint4* iq2_grid
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_down_q2(
+    __grid_constant__ const PrefillDownParams a
 ) {
-    prefill_down<TYPE_BIT(Q2_K)>(w, groups, tiles, tile_count, hidden, out, used, iq2_grid);
+    prefill_down<TYPE_BIT(Q2_K)>(a);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP, 2) prefill_down_any(
-    Stack w, Groups groups, const uint2* tiles, const u32* tile_count, const u16* hidden,
-    float* out, int used, const uint4* iq2_grid
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_down_any(
+    __grid_constant__ const PrefillDownParams a
 ) {
-    prefill_down<ANY_TYPE>(w, groups, tiles, tile_count, hidden, out, used, iq2_grid);
+    prefill_down<ANY_TYPE>(a);
 }

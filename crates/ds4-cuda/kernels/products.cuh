@@ -119,7 +119,7 @@ __device__ inline void multiply_unit(
 // at any time, the first two before `ready` is called, which waits for the activations.
 template <int TYPE, typename Ready>
 __device__ inline void multiply_tile(
-    Sums<1>& sums, const Planes& w, int units, int tile, int first, int stride,
+    Sums<1>& sums, const PackedMatrix& w, int units, int tile, int first, int stride,
     const Rows& x, const uint4* grid, int lane, bool exact, Ready ready
 ) {
     constexpr int COLUMNS = unit_steps(TYPE) * 32;
@@ -139,10 +139,10 @@ __device__ inline void multiply_tile(
 // The same for F32 weights: both halves of the weights with both of the activations.
 template <typename Ready>
 __device__ inline void multiply_tile_f32(
-    Sums<1>& sums, const Planes& w, int units, int tile, int first, int stride,
+    Sums<1>& sums, const PackedMatrix& w, int units, int tile, int first, int stride,
     const Rows& x, const uint4* grid, int lane, bool exact, Ready ready
 ) {
-    Planes rest = {(const uint4*)w.scales, nullptr, nullptr};
+    PackedMatrix rest = {(const uint4*)w.scales, nullptr, nullptr};
     multiply_tile<F16>(
         sums, w, units, tile, first, stride, x, grid, lane, exact, ready);
     multiply_tile<F16>(
@@ -158,7 +158,7 @@ __device__ inline void multiply_tile_f32(
 // Dispatches on the type of the weights; all threads of a block take the same way.
 template <int TYPES, typename Ready>
 __device__ inline void multiply_tile_of(
-    int type, Sums<1>& sums, const Planes& w, int columns, int tile, int first, int stride,
+    int type, Sums<1>& sums, const PackedMatrix& w, int columns, int tile, int first, int stride,
     const Rows& x, const uint4* grid, int lane, bool exact, Ready ready
 ) {
     int steps = columns / 32;
@@ -210,37 +210,29 @@ __device__ inline float swiglu(float gate, float up, float limit) {
     return gate * sigmoid(gate) * up;
 }
 
-// Rows of a step by the expert they chose. Mirrors `Groups` in src/experts.rs.
-struct Groups {
-    // Pairs (token · used + slot) in ascending order of expert, then of pair [n·used].
-    const u32* pairs;
-    // Where each expert's pairs start [experts + 1].
-    const u32* starts;
-    // Experts that have pairs, ascending [experts], and how many.
-    const u32* active;
-    const u32* active_count;
-};
-
-// One matrix of all experts. Mirrors `Stack` in src/experts.rs.
-struct Stack {
-    Planes weights;
+// One matrix of all experts, theirs one below the other.
+struct ExpertMatrix {
+    PackedMatrix weights;
     int type;
     // Of one expert.
     int rows;
     int columns;
 };
+SAME_IN_RUST(ExpertMatrix);
 
-// A matrix and what it is multiplied with. Mirrors `Product` in src/products.rs.
+// A matrix and what it is multiplied with.
 struct Product {
-    Planes weights;
+    PackedMatrix weights;
     // Second matrix of a SwiGLU pair; same type and shape.
-    Planes up;
+    PackedMatrix up;
     // Activations [n, x_stride] in halves, and what rounding left over (or null: not wanted).
     const u16* x;
     const u16* x_low;
     // Results [n, out_stride], either of them or both.
     float* out;
     u16* out_half;
+    // If not null and 0, nobody needs the results of this step.
+    const u32* needed;
     int type;
     int rows;
     int columns;
@@ -250,16 +242,13 @@ struct Product {
     int out_stride;
     // Tile of the matrix that the product's first row is in.
     int first_tile;
-    // Decoding: warps that share a tile, a power of two up to 8.
+    // Split-K in decoding: warps that share a tile, each with a part of the columns, a power of two up
+    // to 8.
     int split;
     // Of the SwiGLU pair, if there is an `up`.
     float limit;
-    // If not null and 0, nobody needs the results of this step.
-    const u32* needed;
 };
-
-// Warps of a block that decodes.
-#define DECODE_WARPS 8
+SAME_IN_RUST(Product);
 
 // Blocks that all tiles of a product take.
 __device__ inline int product_blocks(const Product& p) {
@@ -286,7 +275,7 @@ __device__ inline void run_product(
         p.type, sums, p.weights, p.columns, tile, warp % split, split, x, grid, lane, exact, ready);
     gather_sums(sums, scratch, warp, lane);
     float* scratch_up = scratch + DECODE_WARPS * 128;
-    if (p.up.weights) {
+    if (p.up.codes) {
         sums.clear();
         multiply_tile_of<TYPES>(
             p.type, sums, p.up, p.columns, tile, warp % split, split, x, grid, lane, exact, [] {});
@@ -299,7 +288,7 @@ __device__ inline void run_product(
         if (token >= n || row >= p.rows) continue;
         size_t from = local * split * 128;
         float y = total(scratch + from, split, pair);
-        if (p.up.weights) y = swiglu(y, total(scratch_up + from, split, pair), p.limit);
+        if (p.up.codes) y = swiglu(y, total(scratch_up + from, split, pair), p.limit);
         size_t at = (size_t)token * p.out_stride + row;
         if (p.out) p.out[at] = y;
         if (p.out_half) p.out_half[at] = float_to_half(y);

@@ -8,11 +8,10 @@
 
 #include "common.cuh"
 
-#define UNIT_COLUMNS 256
 // The largest integer: sums of a unit's products with weights and their scales stay below 2^31.
 #define LARGEST_INTEGER 16383.0f
 
-// Rows of activations as integers. Mirrors `Quantised` in src/stages/experts.rs.
+// Rows of activations as integers.
 struct Quantised {
     // [n, units, step, part (high, low), 32]; of each eight columns those with even numbers come first.
     u8* parts;
@@ -21,6 +20,7 @@ struct Quantised {
     // Of a row.
     int units;
 };
+SAME_IN_RUST(Quantised);
 
 // A warp's 256 columns, eight in each lane, as integers; returns their scale.
 __device__ inline float quantise(const float (&x)[8], int (&v)[8]) {
@@ -60,7 +60,7 @@ __device__ inline void quantise_unit(
     const Quantised& to, const u16* x, const u16* low, int row, int unit
 ) {
     int lane = threadIdx.x % WARP;
-    size_t at = (size_t)row * to.units + unit, from = at * UNIT_COLUMNS + 8 * lane;
+    size_t at = (size_t)row * to.units + unit, from = at * INTEGER_COLUMNS + 8 * lane;
     float high[8], rest[8];
     unpack8(*(const uint4*)(x + from), high);
     unpack8(*(const uint4*)(low + from), rest);
@@ -68,7 +68,7 @@ __device__ inline void quantise_unit(
 #pragma unroll
     for (int i = 0; i < 8; ++i) high[i] += rest[i];
     float scale = quantise(high, v);
-    uint2* parts = (uint2*)(to.parts + 2 * at * UNIT_COLUMNS) + lane / 4 * 8 + lane % 4;
+    uint2* parts = (uint2*)(to.parts + 2 * at * INTEGER_COLUMNS) + lane / 4 * 8 + lane % 4;
     parts[4] =
         make_uint2(low_bytes(v[0], v[2], v[4], v[6]), low_bytes(v[1], v[3], v[5], v[7]));
 #pragma unroll

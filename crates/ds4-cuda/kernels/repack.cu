@@ -2,9 +2,6 @@
 
 #include "formats.cuh"
 
-// As F16 on the device.
-#define BF16_SOURCE WEIGHT_TYPES
-
 __device__ inline u32 read16(const u8* p) { return p[0] | p[1] << 8; }
 __device__ inline u32 read32(const u8* p) { return read16(p) | read16(p + 2) << 16; }
 
@@ -25,7 +22,7 @@ __device__ inline uint4 both_rows(uint2 low, uint2 high) {
     return make_uint4(low.x, low.y, high.x, high.y);
 }
 
-__device__ inline void repack_q8_0(const TileRows& from, Planes& to, size_t unit, int at, int lane) {
+__device__ inline void repack_q8_0(const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane) {
     int g = lane / 4, t = lane % 4;
     u32 scales[4];
     for (int s = 0; s < 4; ++s) {
@@ -33,7 +30,7 @@ __device__ inline void repack_q8_0(const TileRows& from, Planes& to, size_t unit
         uint4 w = both_rows(eight_bytes(from.row(g), block + 2 + 8 * t),
                             eight_bytes(from.row(g + 8), block + 2 + 8 * t));
         // Weights + 128.
-        ((uint4*)to.weights)[unit * 128 + 32 * s + lane] = make_uint4(
+        ((uint4*)to.codes)[unit * 128 + 32 * s + lane] = make_uint4(
             w.x ^ 0x80808080, w.y ^ 0x80808080, w.z ^ 0x80808080, w.w ^ 0x80808080);
         const u8 *a = from.row(g), *b = from.row(g + 8);
         scales[s] = (a ? read16(a + block) : 0) | (b ? read16(b + block) : 0) << 16;
@@ -45,7 +42,7 @@ __device__ inline void repack_q8_0(const TileRows& from, Planes& to, size_t unit
 
 // F16, BF16 or F32; of F32 what halves leave over goes to the second plane.
 __device__ inline void repack_floats(
-    const TileRows& from, Planes& to, size_t unit, int at, int lane, int source
+    const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane, int source
 ) {
     int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; ++i) {
@@ -68,13 +65,13 @@ __device__ inline void repack_floats(
             return make_uint4(h[0] | h[1] << 16, h[2] | h[3] << 16, h[4] | h[5] << 16, h[6] | h[7] << 16);
         };
         size_t to_at = unit * 128 + 32 * i + lane;
-        ((uint4*)to.weights)[to_at] = pack(high);
+        ((uint4*)to.codes)[to_at] = pack(high);
         if (source == F32) ((uint4*)to.scales)[to_at] = pack(low);
     }
 }
 
 __device__ inline void repack_iq2_xxs(
-    const TileRows& from, Planes& to, size_t unit, int at, int lane
+    const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane
 ) {
     int g = lane / 4, t = lane % 4;
     u32 indices[4] = {0, 0, 0, 0}, all_signs[4] = {0, 0, 0, 0}, scales[2] = {0, 0}, d = 0;
@@ -95,7 +92,7 @@ __device__ inline void repack_iq2_xxs(
             scales[r] |= (rest >> 28) << 4 * s;
         }
     }
-    uint4* weights = (uint4*)to.weights + unit * 64 + lane;
+    uint4* weights = (uint4*)to.codes + unit * 64 + lane;
     weights[0] = make_uint4(indices[0], all_signs[0], indices[1], all_signs[1]);
     weights[32] = make_uint4(indices[2], all_signs[2], indices[3], all_signs[3]);
     if (t == 0) {
@@ -104,7 +101,7 @@ __device__ inline void repack_iq2_xxs(
     }
 }
 
-__device__ inline void repack_q2_k(const TileRows& from, Planes& to, size_t unit, int at, int lane) {
+__device__ inline void repack_q2_k(const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane) {
     int g = lane / 4, t = lane % 4;
     const u8 *low = from.row(g), *high = from.row(g + 8);
     size_t block = (size_t)at * 84;
@@ -117,7 +114,7 @@ __device__ inline void repack_q2_k(const TileRows& from, Planes& to, size_t unit
                 words[k / 2] |= q << (k % 2 * 16 + 2 * s);
             }
         }
-        ((uint4*)to.weights)[(unit * 2 + r) * 32 + lane] =
+        ((uint4*)to.codes)[(unit * 2 + r) * 32 + lane] =
             make_uint4(words[0], words[1], words[2], words[3]);
     }
     if (t < 2) {
@@ -135,13 +132,13 @@ __device__ inline void repack_q2_k(const TileRows& from, Planes& to, size_t unit
     }
 }
 
-__device__ inline void repack_q4_k(const TileRows& from, Planes& to, size_t unit, int at, int lane) {
+__device__ inline void repack_q4_k(const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane) {
     int g = lane / 4, t = lane % 4;
     const u8 *low = from.row(g), *high = from.row(g + 8);
     size_t block = (size_t)at * 144;
     for (int i = 0; i < 4; ++i) {
         size_t from_at = block + 16 + 32 * i + 8 * t;
-        ((uint4*)to.weights)[(unit * 4 + i) * 32 + lane] =
+        ((uint4*)to.codes)[(unit * 4 + i) * 32 + lane] =
             both_rows(eight_bytes(low, from_at), eight_bytes(high, from_at));
     }
     if (t < 2) {
@@ -163,7 +160,7 @@ __device__ inline void repack_q4_k(const TileRows& from, Planes& to, size_t unit
     }
 }
 
-__device__ inline void repack_mxfp4(const TileRows& from, Planes& to, size_t unit, int at, int lane) {
+__device__ inline void repack_mxfp4(const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane) {
     int g = lane / 4, t = lane % 4;
     // Columns 8t … 8t+7 are the low nibbles of eight bytes, or the high ones.
     auto nibbles = [&](const u8* row, int step) {
@@ -181,27 +178,41 @@ __device__ inline void repack_mxfp4(const TileRows& from, Planes& to, size_t uni
         exponents[s / 2] |= (a | b << 8) << 16 * (s % 2);
     }
     for (int i = 0; i < 2; ++i) {
-        ((uint4*)to.weights)[unit * 64 + 32 * i + lane] = make_uint4(
+        ((uint4*)to.codes)[unit * 64 + 32 * i + lane] = make_uint4(
             nibbles(low, 2 * i), nibbles(high, 2 * i), nibbles(low, 2 * i + 1),
             nibbles(high, 2 * i + 1));
     }
     if (t == 0) ((uint2*)to.scales)[unit * 8 + g] = make_uint2(exponents[0], exponents[1]);
 }
 
-// One warp per unit of a tile: `source [rows, row_bytes]` is the matrix from row 16·first_tile on.
-extern "C" __global__ void __launch_bounds__(128) repack(
-    const u8* source, int source_type, u64 row_bytes, int rows, int columns, Planes to,
-    int first_tile
+struct RepackParams {
+    // [rows, row_bytes]: the matrix from row 16·first_tile on, as in a file.
+    const u8* source;
+    PackedMatrix to;
+    u64 row_bytes;
+    // A type of weights, or BF16_SOURCE for those that are F16 on the device.
+    int source_type;
+    int rows;
+    int columns;
+    int first_tile;
+};
+SAME_IN_RUST(RepackParams);
+
+// One warp per unit of a tile.
+extern "C" __global__ void __launch_bounds__(REPACK_WARPS * WARP) repack(
+    __grid_constant__ const RepackParams p
 ) {
+    int source_type = p.source_type, rows = p.rows, columns = p.columns;
+    const PackedMatrix& to = p.to;
     int steps = source_type == BF16_SOURCE ? unit_steps(F16) : unit_steps(source_type);
     int units = columns / (32 * steps), lane = threadIdx.x % WARP;
-    size_t i = (size_t)blockIdx.x * 4 + threadIdx.x / WARP;
+    size_t i = (size_t)blockIdx.x * REPACK_WARPS + threadIdx.x / WARP;
     int tile = i / units, at = i % units;
     // Weights without a file are made by a kernel right before this one.
     wait_for_dependencies();
     if (16 * tile >= rows) return;
-    TileRows from = {source + (size_t)tile * 16 * row_bytes, row_bytes, rows - 16 * tile};
-    size_t unit = (size_t)(first_tile + tile) * units + at;
+    TileRows from = {p.source + (size_t)tile * 16 * p.row_bytes, p.row_bytes, rows - 16 * tile};
+    size_t unit = (size_t)(p.first_tile + tile) * units + at;
     switch (source_type) {
         case Q8_0: repack_q8_0(from, to, unit, at, lane); break;
         case IQ2_XXS: repack_iq2_xxs(from, to, unit, at, lane); break;

@@ -2,39 +2,42 @@
 
 #include "router.cuh"
 
-// Warps of a block that routes.
-#define ROUTE_WARPS 8
+struct RouteParams {
+    Routing routing;
+    int first_row;
+    int end_row;
+};
+SAME_IN_RUST(RouteParams);
 
+// The choice of rows `first_row` to `end_row`. Grid: (blocks of ROUTE_WARPS rows).
 extern "C" __global__ void __launch_bounds__(ROUTE_WARPS * WARP) route(
-    __grid_constant__ const Routing routing, int first_row, int end_row
+    __grid_constant__ const RouteParams p
 ) {
     __shared__ float scores[ROUTE_WARPS][MOST_EXPERTS];
     launch_dependents();
     wait_for_dependencies();
-    int warp = threadIdx.x / WARP, row = first_row + blockIdx.x * ROUTE_WARPS + warp;
+    int warp = threadIdx.x / WARP, row = p.first_row + blockIdx.x * ROUTE_WARPS + warp;
     // One row a warp.
-    route_rows(routing, row, end_row, end_row, scores[warp], [](int, u32) {});
+    route_rows(p.routing, row, p.end_row, p.end_row, scores[warp], [](int, u32) {});
 }
 
-// Threads of a block that groups pairs, one for each expert.
-#define GROUP_THREADS 512
-#define GROUP_WARPS (GROUP_THREADS / WARP)
+#define PERMUTE_WARPS (PERMUTE_THREADS / WARP)
 
 // Pairs that a thread reads at once, so that it waits for memory once.
 #define READ_AHEAD 8
 
 // Counts the pairs of each expert.
 __device__ inline void count_pairs(u32* counts, const u32* ids, int first_pair, int end_pair) {
-    for (int base = first_pair; base < end_pair; base += READ_AHEAD * GROUP_THREADS) {
+    for (int base = first_pair; base < end_pair; base += READ_AHEAD * PERMUTE_THREADS) {
         u32 expert[READ_AHEAD];
 #pragma unroll
         for (int k = 0; k < READ_AHEAD; ++k) {
-            int i = base + k * GROUP_THREADS + threadIdx.x;
+            int i = base + k * PERMUTE_THREADS + threadIdx.x;
             if (i < end_pair) expert[k] = ids[i];
         }
 #pragma unroll
         for (int k = 0; k < READ_AHEAD; ++k) {
-            if (base + k * GROUP_THREADS + (int)threadIdx.x < end_pair) {
+            if (base + k * PERMUTE_THREADS + (int)threadIdx.x < end_pair) {
                 atomicAdd(&counts[expert[k]], 1);
             }
         }
@@ -45,10 +48,10 @@ __device__ inline void count_pairs(u32* counts, const u32* ids, int first_pair, 
 // a time, and lane i keeps which of the i-th 32 are hits.
 __device__ inline void list_pairs(
     u32 expert, const u32* ids, int first_pair, int end_pair, u32* grouped,
-    u32 (&warp_hits)[GROUP_WARPS]
+    u32 (&warp_hits)[PERMUTE_WARPS]
 ) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    for (int base = first_pair; base < end_pair; base += WARP * GROUP_THREADS) {
+    for (int base = first_pair; base < end_pair; base += WARP * PERMUTE_THREADS) {
         int first = base + warp * WARP * WARP;
         u32 hits = 0;
         for (int i = 0; i < WARP && first + i * WARP < end_pair; i += READ_AHEAD) {
@@ -74,7 +77,7 @@ __device__ inline void list_pairs(
         __syncthreads();
         u32* to = grouped + upto - __popc(hits);
 #pragma unroll
-        for (int w = 0; w < GROUP_WARPS; ++w) {
+        for (int w = 0; w < PERMUTE_WARPS; ++w) {
             if (w < warp) to += warp_hits[w];
             grouped += warp_hits[w];
         }
@@ -83,43 +86,58 @@ __device__ inline void list_pairs(
     }
 }
 
-// Lists the pairs of each expert from `first_pair` on (see `Groups` in products.cuh), and tiles of
-// at most `tile_tokens` of them: `tiles[i]` is (expert, first pair). The blocks share the experts
-// that have pairs; how many there are changes nothing else.
-extern "C" __global__ void __launch_bounds__(GROUP_THREADS) group_pairs(
-    const u32* ids, int first_pair, int end_pair, int experts, int tile_tokens, u32* grouped,
-    u32* starts, u32* active, u32* active_count, uint2* tiles, u32* tile_count
+struct PermutePairsParams {
+    // Chosen experts [n·used].
+    const u32* ids;
+    Permutation permutation;
+    // The work list of prefill: tiles of at most TILE_PAIRS pairs of an expert, as (expert, first
+    // pair), and how many.
+    uint2* tiles;
+    u32* tile_count;
+    int first_pair;
+    int end_pair;
+    int experts;
+};
+SAME_IN_RUST(PermutePairsParams);
+
+// Permutes the pairs from `first_pair` to `end_pair`. The blocks share the experts that have pairs;
+// how many blocks there are changes nothing else.
+extern "C" __global__ void __launch_bounds__(PERMUTE_THREADS) permute_pairs(
+    __grid_constant__ const PermutePairsParams p
 ) {
-    __shared__ u32 counts[GROUP_THREADS], active_experts[GROUP_THREADS], active_starts[GROUP_THREADS];
-    __shared__ ExpertCounts warp_counts[GROUP_WARPS];
-    __shared__ u32 warp_hits[GROUP_WARPS];
+    __shared__ u32 counts[PERMUTE_THREADS], active_experts[PERMUTE_THREADS];
+    __shared__ u32 active_offsets[PERMUTE_THREADS];
+    __shared__ ExpertCounts warp_counts[PERMUTE_WARPS];
+    __shared__ u32 warp_hits[PERMUTE_WARPS];
     launch_dependents();
+    const Permutation& to = p.permutation;
     int expert = threadIdx.x;
     counts[expert] = 0;
     __syncthreads();
     wait_for_dependencies();
-    count_pairs(counts, ids, first_pair, end_pair);
+    count_pairs(counts, p.ids, p.first_pair, p.end_pair);
     __syncthreads();
-    u32 count = counts[expert], own_tiles = (count + tile_tokens - 1) / tile_tokens;
+    u32 count = counts[expert], own_tiles = (count + TILE_PAIRS - 1) / TILE_PAIRS;
     ExpertCounts all, before = counts_before({count, count > 0, own_tiles}, warp_counts, all);
     if (count > 0) {
         active_experts[before.active] = expert;
-        active_starts[before.active] = before.pairs;
+        active_offsets[before.active] = before.pairs;
     }
     if (blockIdx.x == 0) {
-        if (expert < experts) starts[expert] = before.pairs;
-        if (count > 0) active[before.active] = expert;
+        if (expert < p.experts) to.offsets[expert] = before.pairs;
+        if (count > 0) to.active[before.active] = expert;
         for (u32 i = 0; i < own_tiles; ++i) {
-            tiles[before.tiles + i] = make_uint2(expert, before.pairs + i * tile_tokens);
+            p.tiles[before.tiles + i] = make_uint2(expert, before.pairs + i * TILE_PAIRS);
         }
         if (expert == 0) {
-            starts[experts] = all.pairs;
-            *active_count = all.active;
-            *tile_count = all.tiles;
+            to.offsets[p.experts] = all.pairs;
+            *to.active_count = all.active;
+            *p.tile_count = all.tiles;
         }
     }
     __syncthreads();
     for (u32 i = blockIdx.x; i < all.active; i += gridDim.x) {
-        list_pairs(active_experts[i], ids, first_pair, end_pair, grouped + active_starts[i], warp_hits);
+        list_pairs(active_experts[i], p.ids, p.first_pair, p.end_pair, to.pairs + active_offsets[i],
+                   warp_hits);
     }
 }

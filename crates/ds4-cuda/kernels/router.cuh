@@ -1,7 +1,7 @@
 // Choosing experts, for the files that build kernels from it.
 #pragma once
 
-#include "common.cuh"
+#include "permutation.cuh"
 
 // Floor under the sum of chosen scores, as in other engines; real weights never come near it.
 #define SMALLEST_SUM 6.1035156e-5f
@@ -18,7 +18,7 @@ __device__ inline float sqrt_softplus(float x) {
     return fast_sqrt(fmaxf(x, 0.0f) + 2.0f * s * series);
 }
 
-// What turns router products into chosen experts. Mirrors `Routing` in src/stages/experts.rs.
+// What turns router products into chosen experts.
 struct Routing {
     // Router products [n, experts].
     const float* logits;
@@ -34,6 +34,7 @@ struct Routing {
     int used;
     float scale;
 };
+SAME_IN_RUST(Routing);
 
 // A number's place among all numbers, above 0.
 __device__ inline u32 rank_of(float x) {
@@ -191,18 +192,6 @@ __device__ inline ExpertCounts counts_before(
     return {sum.pairs - own.pairs, sum.active - own.active, sum.tiles - own.tiles};
 }
 
-// Rows and pairs that `route_few` takes.
-#define MOST_FEW_ROWS 64
-#define MOST_FEW_PAIRS 1024
-
-// Where the pairs of each expert are listed; see `Groups` in products.cuh.
-struct GroupLists {
-    u32* pairs;
-    u32* starts;
-    u32* active;
-    u32* active_count;
-};
-
 // Which rows chose an expert.
 struct RowSets {
     u32 at[MOST_FEW_ROWS / 32][MOST_EXPERTS];
@@ -234,10 +223,10 @@ struct RowSets {
 // `scores` has room for MOST_EXPERTS of each warp.
 template <int WARPS>
 __device__ inline void route_few(
-    const Routing& r, int rows, const GroupLists& to, float* scores
+    const Routing& r, int rows, const Permutation& to, float* scores
 ) {
     constexpr int THREADS = WARPS * WARP, OWN = MOST_EXPERTS / THREADS;
-    __shared__ u32 chosen[MOST_FEW_PAIRS], starts[MOST_EXPERTS];
+    __shared__ u32 chosen[MOST_FEW_PAIRS], offsets[MOST_EXPERTS];
     __shared__ RowSets sets;
     __shared__ ExpertCounts warp_counts[WARPS];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, used = r.used;
@@ -260,18 +249,18 @@ __device__ inline void route_few(
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
         int expert = OWN * threadIdx.x + i;
-        if (expert < r.experts) to.starts[expert] = before.pairs;
+        if (expert < r.experts) to.offsets[expert] = before.pairs;
         if (pairs_of[i] > 0) to.active[before.active] = expert;
-        starts[expert] = before.pairs;
+        offsets[expert] = before.pairs;
         before.add({pairs_of[i], pairs_of[i] > 0, 0});
     }
     if (threadIdx.x == 0) {
-        to.starts[r.experts] = all.pairs;
+        to.offsets[r.experts] = all.pairs;
         *to.active_count = all.active;
     }
     __syncthreads();
     for (int i = threadIdx.x; i < rows * used; i += THREADS) {
         u32 expert = chosen[i];
-        to.pairs[starts[expert] + sets.count(i / used, expert)] = i;
+        to.pairs[offsets[expert] + sets.count(i / used, expert)] = i;
     }
 }

@@ -7,10 +7,7 @@
 
 #include "common.cuh"
 
-#define KV_ROW 712
 #define KV_SCALES (NOPE_DIM + 4 * ROPE_DIM)
-#define INDEX_ROW 68
-#define PAIRS (ROPE_DIM / 2)
 // Threads that hold a key/value row, and an index key, four elements each.
 #define KV_THREADS (HEAD_DIM / 4)
 #define INDEX_THREADS (INDEX_DIM / 4)
@@ -21,11 +18,6 @@ __device__ inline u32 kv_row_bytes(int rounding) {
 
 __device__ inline u32 index_row_bytes(int rounding) {
     return rounding ? INDEX_ROW : INDEX_DIM * sizeof(float);
-}
-
-__device__ inline const LayerCache& layer_cache(const LayerCache* caches, u32 session, u32 layer,
-                                                u32 layers) {
-    return caches[(u64)session * layers + layer];
 }
 
 // Cosine and sine of a pair's angle: the f32 product, reduced exactly.

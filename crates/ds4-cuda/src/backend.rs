@@ -169,13 +169,13 @@ impl CudaBackend {
     fn upload(&self, scratch: &mut Scratch, batch: &Batch, caches: &[&mut Cache]) -> StageResult {
         let config = &self.model.config;
         let crowded = batch.spans.iter().any(|s| visible(s) > config.index_top_k);
-        scratch.step.fill(batch, crowded);
+        scratch.step.fill(batch, crowded)?;
         scratch.step.upload(&self.device)?;
         // A CUDA graph computes logits of as many rows as it has; those behind the wanted ones are
         // of row 0.
-        let mut wanted: Vec<u32> = batch.logit_rows.iter().map(|r| *r as u32).collect();
+        let mut wanted = batch.logit_rows.clone();
         wanted.resize(wanted.len().max(graph_rows(batch).unwrap_or(0)), 0);
-        self.device.upload(&mut scratch.head.rows, 0, &wanted)?;
+        scratch.head.rows.upload(&self.device, &wanted)?;
         let pointers = caches.iter().map(|cache| cache.pointers());
         scratch.caches.upload(&self.device, pointers, config.layers.len())
     }
@@ -202,7 +202,10 @@ impl CudaBackend {
         }
         let graph: Option<&Graph> = rows.and_then(|rows| scratch.graphs[rows - 1].as_ref());
         match graph {
-            Some(graph) => graph.launch(),
+            // SAFETY: the graph belongs to this scratch, whose buffers it reads and writes, and the
+            // table of caches has the addresses of this step's caches.
+            #[allow(unsafe_code, reason = "launches kernels")]
+            Some(graph) => unsafe { graph.launch() },
             None => {
                 let shape = rows.map_or_else(|| Shape::of(batch), Shape::decode);
                 forward(&mut self.begin_step(scratch, shape))

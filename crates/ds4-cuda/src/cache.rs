@@ -16,7 +16,10 @@ use ds4_engine::{
     },
 };
 
-use crate::device::{Buffer, Device, Pointer};
+use crate::{
+    device::{Buffer, Device},
+    kernel::Pointer,
+};
 
 /// Rows that a plane has capacity for at first.
 const FIRST_ROWS: usize = 256;

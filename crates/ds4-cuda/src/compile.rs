@@ -1,8 +1,12 @@
 //! Compiling the kernels for the device at hand, and keeping the result on disk.
 //!
-//! The key of a cached image is a hash of the sources, the options, the compute capability and the
+//! Numbers that Rust and kernels share come with them, in a header of its own (`header`).
+//!
+//! The key of a cached image is a hash of the sources, that header, the options, the compute capability and the
 //! compiler's version; the file also holds a hash of its content, so a damaged one is compiled
 //! again.
+
+#![allow(unsafe_code, reason = "talks to the driver")]
 
 use std::{
     ffi::{CStr, CString, c_char},
@@ -16,7 +20,7 @@ use cudarc::nvrtc::sys;
 use directories::ProjectDirs;
 use sha2::{Digest, Sha256};
 
-use crate::Error;
+use crate::{Error, header};
 
 /// A file of kernels.
 pub struct Program {
@@ -37,10 +41,10 @@ pub const PROGRAMS: &[Program] = programs!(
     "attention_prefill.cu",
     "compressor.cu",
     "decode_products.cu",
-    "dummy.cu",
     "embed.cu",
     "experts.cu",
     "experts_q2.cu",
+    "generate.cu",
     "hyper_connection.cu",
     "indexer.cu",
     "key_value.cu",
@@ -49,7 +53,7 @@ pub const PROGRAMS: &[Program] = programs!(
     "router.cu"
 );
 
-/// Headers that programs may include.
+/// Headers that programs may include, beside `constants.cuh`.
 const HEADERS: &[Program] = programs!(
     "ptx.cuh",
     "common.cuh",
@@ -61,8 +65,12 @@ const HEADERS: &[Program] = programs!(
     "mixing.cuh",
     "quantised.cuh",
     "expert_shares.cuh",
+    "permutation.cuh",
     "router.cuh"
 );
+
+/// Name of the header that is written for the kernels.
+const CONSTANTS: &str = "constants.cuh";
 
 const OPTIONS: &[&str] = &["--std=c++17", "-default-device", "-lineinfo"];
 
@@ -103,6 +111,7 @@ fn cache_path(program: &Program, target: &str) -> Option<PathBuf> {
         hash.update(part.source);
         hash.update([0]);
     }
+    hash.update(header::text());
     hash.update(OPTIONS.join(" "));
     hash.update(target);
     let (mut major, mut minor) = (0, 0);
@@ -143,8 +152,11 @@ fn compile(program: &Program, target: &str) -> Result<Vec<u8>, Error> {
     }
     let source = c_string(program.source)?;
     let name = c_string(program.name)?;
-    let headers = HEADERS.iter().map(|h| c_string(h.source)).collect::<Result<Vec<_>, _>>()?;
-    let names = HEADERS.iter().map(|h| c_string(h.name)).collect::<Result<Vec<_>, _>>()?;
+    let constants = header::text();
+    let headers = HEADERS.iter().map(|h| (h.name, h.source)).chain([(CONSTANTS, &*constants)]);
+    let (names, headers): (Vec<_>, Vec<_>) = headers.unzip();
+    let c_strings = |all: &[&str]| all.iter().map(|s| c_string(s)).collect::<Result<Vec<_>, _>>();
+    let (names, headers) = (c_strings(&names)?, c_strings(&headers)?);
     let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
     let mut handle = ptr::null_mut();
     // SAFETY: all strings live until the program is made.
@@ -153,7 +165,7 @@ fn compile(program: &Program, target: &str) -> Result<Vec<u8>, Error> {
             &mut handle,
             source.as_ptr(),
             name.as_ptr(),
-            HEADERS.len() as i32,
+            headers.len() as i32,
             pointers(&headers).as_ptr(),
             pointers(&names).as_ptr(),
         )

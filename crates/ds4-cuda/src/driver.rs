@@ -1,5 +1,7 @@
 //! Asking the driver: which devices there are, what they are, and what a result code means.
 
+#![allow(unsafe_code, reason = "talks to the driver")]
+
 use std::{ffi::CStr, ptr};
 
 use cudarc::driver::sys;
@@ -77,6 +79,14 @@ pub(crate) fn attribute(
     // SAFETY: `value` is valid.
     check("describe itself", unsafe { sys::cuDeviceGetAttribute(&mut value, which, ordinal) })?;
     Ok(value)
+}
+
+/// The driver's version of CUDA: 12040 for 12.4.
+pub(crate) fn version() -> Result<i32, Error> {
+    let mut version = 0;
+    // SAFETY: `version` is valid.
+    check("say its version", unsafe { sys::cuDriverGetVersion(&mut version) })?;
+    Ok(version)
 }
 
 pub(crate) fn check(what: &str, result: sys::CUresult) -> Result<(), Error> {

@@ -1,13 +1,16 @@
 //! Tensors of models without a file, made on the device by the generator that the CPU uses too.
 
+#![allow(unsafe_code, reason = "launches kernels")]
+
 use ds4_engine::backend::{BackendError, StageResult};
 use ds4_model::synth::{Content, Generator};
-use gguf::TensorType;
 
-use crate::arguments::args;
-use crate::device::{Buffer, Device};
+use crate::{
+    constants::{GENERATE_THREADS, SCALE_CHOICES},
+    device::{Buffer, Device, Grid},
+    params::{GENERATE_BLOCKS, GENERATE_FLOATS, GenerateBlocksParams, GenerateFloatsParams},
+};
 
-const THREADS: usize = 256;
 /// Enough to fill any device; threads take several numbers or words each where there are more.
 const MOST_BLOCKS: usize = 4096;
 
@@ -24,46 +27,35 @@ pub(crate) fn generate(
     match generator.content() {
         Content::Floats { middle, half_step } => {
             let element = ty.block_bytes();
-            let id = match ty {
-                TensorType::F32 => 0u32,
-                TensorType::F16 => 1,
-                _ => 30,
+            let params = GenerateFloatsParams {
+                out: out.first(bytes),
+                first: (start / element) as u64,
+                count: (bytes / element) as u64,
+                key: generator.key(),
+                ty: ty.id(),
+                middle: *middle,
+                half_step: *half_step,
             };
-            device.launch(
-                "generate_floats",
-                blocks(bytes / element),
-                THREADS,
-                0,
-                args![
-                    out.pointer(),
-                    (start / element) as u64,
-                    (bytes / element) as u64,
-                    generator.key(),
-                    id,
-                    *middle,
-                    *half_step
-                ],
-            )
+            // SAFETY: the buffer has that many bytes.
+            unsafe { device.launch(GENERATE_FLOATS, grid(bytes / element), &params) }
         }
         Content::Blocks(scales) => {
             let choices: Vec<u32> = scales.choices.iter().map(|c| u32::from_le_bytes(*c)).collect();
             let choices = device.buffer(&choices)?;
-            device.launch(
-                "generate_blocks",
-                blocks(bytes.div_ceil(size_of::<u64>())),
-                THREADS,
-                0,
-                args![
-                    out.pointer(),
-                    start as u64,
-                    bytes as u64,
-                    generator.key(),
-                    ty.block_bytes(),
-                    scales.at,
-                    scales.size,
-                    choices.pointer()
-                ],
-            )
+            let params = GenerateBlocksParams {
+                out: out.first(bytes),
+                choices: choices.first(SCALE_CHOICES),
+                first: start as u64,
+                bytes: bytes as u64,
+                key: generator.key(),
+                block_bytes: ty.block_bytes() as u32,
+                scale_at: scales.at as u32,
+                scale_bytes: scales.size as u32,
+            };
+            // SAFETY: the buffers have that many bytes and choices.
+            unsafe {
+                device.launch(GENERATE_BLOCKS, grid(bytes.div_ceil(size_of::<u64>())), &params)
+            }
         }
         Content::ExpertIds { .. } => {
             Err(BackendError::Device("tables of experts are made on the host".to_owned()))
@@ -71,8 +63,9 @@ pub(crate) fn generate(
     }
 }
 
-fn blocks(items: usize) -> [usize; 3] {
-    [items.div_ceil(THREADS).clamp(1, MOST_BLOCKS), 1, 1]
+fn grid(items: usize) -> Grid {
+    let blocks = items.div_ceil(GENERATE_THREADS).clamp(1, MOST_BLOCKS);
+    Grid { blocks: [blocks, 1, 1], threads: GENERATE_THREADS, shared: 0 }
 }
 
 #[cfg(test)]

@@ -1,19 +1,31 @@
 //! The CUDA backend: the stages of the model as kernels, compiled at run time for the device found.
 //!
-//! [`device`], `driver` and `compile` are all that talks to the driver. [`weights`] brings the model to the
-//! device in the order in which kernels read it; `scratch` holds the activations of a step;
-//! `stages` launches the kernels of `kernels/`, and [`backend`] puts the stages together. Steps
-//! that only decode are recorded once per shape and replayed.
+//! [`device`] and the modules below it are all that talks to the driver. [`weights`] brings the model
+//! to the device in the order in which kernels read it; `stages` launches the kernels of `kernels/`
+//! with the structs of `params`; `scratch` holds the activations of a step, and [`backend`] puts the
+//! stages together. Steps that only decode are captured as CUDA graphs, one for each shape.
+//!
+//! Launching a kernel is `unsafe`. It happens in the few modules that allow it, in functions that take
+//! buffers and check that these have room for the rows of the launch.
+
+#![deny(unsafe_code)]
 
 pub mod backend;
 pub mod device;
 pub mod weights;
 
-mod arguments;
 mod cache;
 mod compile;
+mod constants;
+mod context;
 mod driver;
+mod formats;
 mod generate;
+mod header;
+mod kernel;
+mod memory;
+mod modules;
+mod params;
 mod products;
 mod scratch;
 mod stages;
@@ -79,6 +91,23 @@ pub enum Error {
     /// Text with a zero byte where C wants none.
     #[error("{0:?}: not a C string")]
     CString(String),
+    /// A kernel takes other parameters than it is going to get.
+    #[error(
+        "kernel {kernel}: found parameters of {found:?} bytes, expected one {params} of {expected}"
+    )]
+    Params {
+        /// The kernel.
+        kernel: &'static str,
+        /// The struct that it should take.
+        params: &'static str,
+        /// Bytes of each parameter that it does take.
+        found: Vec<usize>,
+        /// Bytes of the struct.
+        expected: usize,
+    },
+    /// No program has a kernel of this name.
+    #[error("no kernel is called {0}")]
+    NoKernel(&'static str),
     /// A call of the driver failed.
     #[error("the CUDA device failed to {what}: {error}")]
     Driver {

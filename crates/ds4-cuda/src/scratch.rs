@@ -5,7 +5,7 @@ use ds4_model::config::{Config, HEAD_DIM, INDEX_DIM, LayerKind, STREAMS};
 
 use crate::{
     cache::LayerPointers,
-    device::{Buffer, Device, Graph, Pinned, Pointer},
+    device::{Buffer, Device, Graph, Pinned},
     products::{Input, Product, Products, Workspace},
     stages::{argmax::BestTokens, attention, experts, hyper_connection},
     step::StepTable,
@@ -93,14 +93,38 @@ pub(crate) struct LayerProducts {
 /// What the output head works with.
 pub(crate) struct Head {
     pub capacity: usize,
-    /// Rows whose logits are wanted.
-    pub rows: Buffer<u32>,
+    pub rows: WantedRows,
     pub x: Buffer<u16>,
     pub x_low: Buffer<u16>,
     pub logits: Buffer<f32>,
     pub host: Pinned<f32>,
     pub best: BestTokens,
     pub products: Products,
+}
+
+/// Numbers of the rows whose logits are wanted, on both sides.
+pub(crate) struct WantedRows {
+    host: Pinned<u32>,
+    device: Buffer<u32>,
+}
+
+impl WantedRows {
+    fn new(device: &Device, len: usize) -> StageResult<Self> {
+        Ok(WantedRows { host: device.pinned(len)?, device: device.alloc(len)? })
+    }
+
+    /// On the device.
+    pub fn buffer(&self) -> &Buffer<u32> {
+        &self.device
+    }
+
+    /// Brings the numbers to the device.
+    pub fn upload(&mut self, device: &Device, rows: &[usize]) -> StageResult {
+        for (to, row) in self.host.as_mut_slice()?.iter_mut().zip(rows) {
+            *to = *row as u32;
+        }
+        device.upload_pinned(&mut self.device, 0, &mut self.host, rows.len())
+    }
 }
 
 /// Addresses of the sessions' caches `[sessions, layers]`, on both sides. Recorded steps know where
@@ -115,11 +139,12 @@ impl CacheTable {
         Ok(CacheTable { host: device.pinned(len)?, device: device.alloc(len)? })
     }
 
-    pub fn pointer(&self) -> Pointer {
-        self.device.pointer()
+    /// On the device.
+    pub fn buffer(&self) -> &Buffer<LayerPointers> {
+        &self.device
     }
 
-    /// Brings the pointers of all sessions to the device; no copy may be under way.
+    /// Brings the pointers of all sessions to the device.
     pub fn upload<'a>(
         &mut self,
         device: &Device,
@@ -127,10 +152,10 @@ impl CacheTable {
         layers: usize,
     ) -> StageResult {
         let len = sessions.len() * layers;
-        for (to, from) in self.host.as_mut_slice().chunks_exact_mut(layers).zip(sessions) {
+        for (to, from) in self.host.as_mut_slice()?.chunks_exact_mut(layers).zip(sessions) {
             to.copy_from_slice(from);
         }
-        device.upload_pinned(&mut self.device, 0, &self.host, len)
+        device.upload_pinned(&mut self.device, 0, &mut self.host, len)
     }
 }
 
@@ -224,58 +249,56 @@ impl Scratch {
         let exact = Input::exact(&self.x, &self.x_low, hidden);
         let latent = Input::rounded(&self.latent, q_rank);
         let exact_latent = Input::exact(&self.latent, &self.latent_low, q_rank);
-        let crowded = self.step.crowded();
-        let to = |m: &weights::DeviceMatrix, input, out: &Buffer<f32>| {
-            Product::new(m, input).to(out.pointer(), m.rows)
-        };
+        let (crowded, at) = self.step.crowded();
 
-        let mut attention_input =
-            vec![to(&w.attn.q_a, x, &self.raw_latent), to(&w.attn.kv, x, &self.raw_kv)];
-        let mut queries = vec![
-            Product::new(&w.attn.q_b, latent).to_halves(self.queries.pointer(), w.attn.q_b.rows),
+        let mut attention_input = vec![
+            Product::floats(&w.attn.q_a, x, &self.raw_latent),
+            Product::floats(&w.attn.kv, x, &self.raw_kv),
         ];
+        let mut queries = vec![Product::halves(&w.attn.q_b, latent, &self.queries)];
         if let Some(c) = &w.compressor {
-            attention_input
-                .extend([to(&c.kv, exact, &self.values), to(&c.gate, exact, &self.scores)]);
+            attention_input.extend([
+                Product::floats(&c.kv, exact, &self.values),
+                Product::floats(&c.gate, exact, &self.scores),
+            ]);
         }
         if let Some(i) = &w.indexer {
             let c = &i.compressor;
+            let head_weights = Product::floats(&i.head_weights, exact, &self.head_weights);
+            let index_queries = Product::floats(&i.q_b, exact_latent, &self.index_queries);
             attention_input.extend([
-                to(&c.kv, exact, &self.index_values),
-                to(&c.gate, exact, &self.index_scores),
-                to(&i.head_weights, exact, &self.head_weights).needed(crowded),
+                Product::floats(&c.kv, exact, &self.index_values),
+                Product::floats(&c.gate, exact, &self.index_scores),
+                head_weights.needed(crowded, at),
             ]);
-            queries.push(to(&i.q_b, exact_latent, &self.index_queries).needed(crowded));
+            queries.push(index_queries.needed(crowded, at));
         }
 
         let groups = config.output_groups;
         let attended = Input::rounded(&self.attended, config.heads * HEAD_DIM);
-        let rank = config.output_rank;
-        let output_a = (0..groups).map(|g| {
-            let out = self.reduced.at(g * rank);
-            Product::group(&w.attn.output_a, attended, g, groups).to_halves(out, groups * rank)
-        });
-        let reduced = Input::rounded(&self.reduced, groups * rank);
-        let output_b = to(&w.attn.output_b, reduced, &self.y);
+        let output_a: Vec<_> = (0..groups)
+            .map(|g| Product::group(&w.attn.output_a, attended, g, groups, &self.reduced))
+            .collect();
+        let reduced = Input::rounded(&self.reduced, groups * config.output_rank);
+        let output_b = Product::floats(&w.attn.output_b, reduced, &self.y);
 
         let f = &w.ffn;
         let limit = config.layers[layer].shared_swiglu_limit;
-        let shared = &self.experts.shared_hidden;
-        let experts_input = vec![
-            to(&f.router, exact, &self.experts.logits),
-            Product::swiglu(&f.shared_gate, &f.shared_up, x, limit)
-                .to_halves(shared.pointer(), f.shared_gate.rows),
+        let hidden_layer = &self.experts.shared_hidden;
+        let experts_input = [
+            Product::floats(&f.router, exact, &self.experts.logits),
+            Product::swiglu(&f.shared_gate, &f.shared_up, x, limit, hidden_layer),
         ];
-        let shared_down = Product::new(&f.shared_down, Input::rounded(shared, f.shared_down.cols))
-            .to(self.y.at(used * hidden), (used + 1) * hidden);
-        let products = |list| Products::new(device, list);
+        let shared_input = Input::rounded(hidden_layer, f.shared_down.cols);
+        let (place, stride) = (used * hidden, (used + 1) * hidden);
+        let shared_down = Product::floats_at(&f.shared_down, shared_input, &self.y, place, stride);
         Ok(LayerProducts {
-            attention_input: products(attention_input)?,
-            queries: products(queries)?,
-            output_a: products(output_a.collect())?,
-            output_b: products(vec![output_b])?,
-            experts_input: products(experts_input)?,
-            shared_down: products(vec![shared_down])?,
+            attention_input: Products::new(device, &attention_input)?,
+            queries: Products::new(device, &queries)?,
+            output_a: Products::new(device, &output_a)?,
+            output_b: Products::new(device, &[output_b])?,
+            experts_input: Products::new(device, &experts_input)?,
+            shared_down: Products::new(device, &[shared_down])?,
         })
     }
 }
@@ -298,16 +321,17 @@ impl Head {
         let x = device.alloc(rows * config.hidden)?;
         let x_low = device.alloc(rows * config.hidden)?;
         let logits = device.alloc(rows * config.vocab)?;
-        let product = Product::new(&weights.output, Input::exact(&x, &x_low, config.hidden))
-            .to(logits.pointer(), config.vocab);
+        let input = Input::exact(&x, &x_low, config.hidden);
+        let product = Product::floats(&weights.output, input, &logits);
+        let products = Products::new(device, &[product])?;
         Ok(Head {
             capacity: rows,
-            rows: device.alloc(rows)?,
+            rows: WantedRows::new(device, rows)?,
             x,
             x_low,
             host: device.pinned(rows * config.vocab)?,
             best: BestTokens::new(device, rows, config.vocab)?,
-            products: Products::new(device, vec![product])?,
+            products,
             logits,
         })
     }

@@ -2,28 +2,39 @@
 
 use ds4_engine::backend::{Batch, StageResult};
 
-use crate::arguments::Arg;
-use crate::device::{Buffer, Device, Pinned, Pointer};
+use crate::{
+    device::{Buffer, Device, Pinned},
+    params,
+};
 
-/// Addresses of the arrays that describe the rows; mirrors `Step` in kernels/common.cuh.
-#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub(crate) struct StepPointers {
-    pub token: Pointer,
-    pub position: Pointer,
-    pub session: Pointer,
-    pub span_position: Pointer,
-    pub span_row: Pointer,
+/// Arrays that describe the rows: token, position, session, and position and row of the first token
+/// of the row's span.
+const ARRAYS: usize = 5;
+
+/// The rows of a step on the device: arrays of `rows` entries each, one after the other.
+#[derive(Clone, Copy)]
+pub(crate) struct StepRows<'a> {
+    pub table: &'a Buffer<u32>,
+    pub rows: usize,
 }
 
-impl From<StepPointers> for Arg {
-    fn from(step: StepPointers) -> Arg {
-        Arg::value(step)
+impl StepRows<'_> {
+    /// What kernels read of rows up to `end`.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn params(&self, end: usize) -> params::Step {
+        assert!(end <= self.rows, "rows up to {end} of a step of {}", self.rows);
+        let array = |i: usize| self.table.range(i * self.rows, self.rows);
+        params::Step {
+            token: array(0),
+            position: array(1),
+            session: array(2),
+            span_position: array(3),
+            span_row: array(4),
+        }
     }
 }
-
-/// Arrays of a [`StepPointers`].
-const ARRAYS: usize = 5;
 
 /// The arrays, on both sides.
 pub(crate) struct StepTable {
@@ -42,26 +53,21 @@ impl StepTable {
         })
     }
 
-    pub fn pointers(&self) -> StepPointers {
-        let array = |i: usize| self.device.at(i * self.rows);
-        StepPointers {
-            token: array(0),
-            position: array(1),
-            session: array(2),
-            span_position: array(3),
-            span_row: array(4),
-        }
+    /// The rows.
+    pub fn rows(&self) -> StepRows<'_> {
+        StepRows { table: &self.device, rows: self.rows }
     }
 
-    /// A flag: whether some row of the step sees more compressed rows than the indexer keeps.
-    pub fn crowded(&self) -> Pointer {
-        self.device.at(ARRAYS * self.rows)
+    /// A flag, an element of a buffer: whether some row of the step sees more compressed rows than
+    /// the indexer keeps.
+    pub fn crowded(&self) -> (&Buffer<u32>, usize) {
+        (&self.device, ARRAYS * self.rows)
     }
 
-    /// Fills the table; no copy of it may be under way.
-    pub fn fill(&mut self, batch: &Batch, crowded: bool) {
+    /// Fills the table.
+    pub fn fill(&mut self, batch: &Batch, crowded: bool) -> StageResult {
         let rows = self.rows;
-        let table = self.host.as_mut_slice();
+        let table = self.host.as_mut_slice()?;
         table[ARRAYS * rows] = u32::from(crowded);
         table[..batch.tokens.len()].copy_from_slice(&batch.tokens);
         for span in &batch.spans {
@@ -72,11 +78,12 @@ impl StepTable {
                 table[4 * rows + row] = span.rows.start as u32;
             }
         }
+        Ok(())
     }
 
     /// Brings the table to the device.
     pub fn upload(&mut self, device: &Device) -> StageResult {
         let len = ARRAYS * self.rows + 1;
-        device.upload_pinned(&mut self.device, 0, &self.host, len)
+        device.upload_pinned(&mut self.device, 0, &mut self.host, len)
     }
 }

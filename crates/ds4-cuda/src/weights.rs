@@ -4,6 +4,10 @@
 //! rearranged on the way into the order in which kernels read them (kernels/formats.cuh). Matrices
 //! without a file are made in the staging buffer.
 
+#![allow(unsafe_code, reason = "launches kernels")]
+
+use std::{ops::Range, sync::Arc};
+
 use ds4_engine::backend::{BackendError, StageResult};
 use ds4_model::{
     Model,
@@ -13,84 +17,15 @@ use gguf::TensorType;
 use half::f16;
 use rayon::prelude::*;
 
+pub use crate::formats::WeightType;
 use crate::{
     Error,
-    arguments::{Arg, args},
-    device::{Buffer, Device, Event, Pinned, Pointer},
+    constants::{BF16_SOURCE, MOST_EXPERTS, REPACK_WARPS, TILE, WARP},
+    device::{Buffer, Device, Grid, Pinned},
     generate::generate,
+    memory::Memory,
+    params::{PackedMatrix, REPACK, RepackParams},
 };
-
-/// Addresses of a matrix's parts; mirrors `Planes` in kernels/formats.cuh.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub struct Planes {
-    pub(crate) weights: Pointer,
-    pub(crate) scales: Pointer,
-    pub(crate) more_scales: Pointer,
-}
-
-impl Planes {
-    /// No matrix.
-    pub(crate) const NONE: Planes =
-        Planes { weights: Pointer::NULL, scales: Pointer::NULL, more_scales: Pointer::NULL };
-}
-
-/// Rows of a tile.
-pub(crate) const TILE: usize = 16;
-
-/// How a matrix is stored on the device; the numbers are `WeightType` in kernels/formats.cuh.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i32)]
-pub enum WeightType {
-    /// 32 columns share a scale.
-    Q8_0,
-    /// Half precision; BF16 files too.
-    F16,
-    /// Two halves a weight.
-    F32,
-    /// 2-bit, from a grid.
-    Iq2Xxs,
-    /// 2-bit, with minima.
-    Q2K,
-    /// 4-bit, with minima.
-    Q4K,
-    /// 4-bit floats.
-    Mxfp4,
-}
-
-/// Experts that the routing kernels take.
-pub const MOST_EXPERTS: usize = 512;
-
-/// Number of `BF16_SOURCE` in kernels/repack.cu.
-const BF16_SOURCE: i32 = 7;
-
-impl WeightType {
-    fn of(ty: TensorType) -> Option<WeightType> {
-        Some(match ty {
-            TensorType::Q8_0 => WeightType::Q8_0,
-            TensorType::F16 | TensorType::BF16 => WeightType::F16,
-            TensorType::F32 => WeightType::F32,
-            TensorType::IQ2_XXS => WeightType::Iq2Xxs,
-            TensorType::Q2_K => WeightType::Q2K,
-            TensorType::Q4_K => WeightType::Q4K,
-            TensorType::MXFP4 => WeightType::Mxfp4,
-            _ => return None,
-        })
-    }
-
-    /// Columns of a unit, and its bytes in each plane for a tile of rows.
-    fn unit(self) -> (usize, [usize; 3]) {
-        match self {
-            WeightType::Q8_0 => (128, [2048, 128, 0]),
-            WeightType::F16 => (64, [2048, 0, 0]),
-            WeightType::F32 => (64, [2048, 2048, 0]),
-            WeightType::Iq2Xxs => (256, [1024, 64, 32]),
-            WeightType::Q2K => (256, [1024, 256, 64]),
-            WeightType::Q4K => (256, [2048, 256, 64]),
-            WeightType::Mxfp4 => (128, [1024, 64, 0]),
-        }
-    }
-}
 
 /// A matrix on the device.
 pub struct DeviceMatrix {
@@ -100,9 +35,26 @@ pub struct DeviceMatrix {
     pub rows: usize,
     /// Inputs.
     pub cols: usize,
+    /// Its codes, scales and further scales, one after the other.
+    memory: Buffer<u8>,
+    bytes: [usize; 3],
+}
+
+impl DeviceMatrix {
     /// Where its parts are.
-    pub(crate) planes: Planes,
-    _memory: Buffer<u8>,
+    pub(crate) fn packed(&self) -> PackedMatrix {
+        let [codes, scales, more_scales] = self.bytes;
+        PackedMatrix {
+            codes: self.memory.range(0, codes),
+            scales: self.memory.range(codes, scales),
+            more_scales: self.memory.range(codes + scales, more_scales),
+        }
+    }
+
+    /// What they are in.
+    pub(crate) fn memory(&self) -> Arc<Memory> {
+        self.memory.memory()
+    }
 }
 
 /// The function of a hyper-connection, in f16 or f32 as it is.
@@ -322,12 +274,12 @@ fn layout(m: &Matrix) -> Result<(WeightType, [usize; 3]), Error> {
     let Some(ty) = WeightType::of(m.ty) else {
         return Err(refuse("F32, F16, BF16, Q8_0, Q4_K, Q2_K, IQ2_XXS or MXFP4".to_owned()));
     };
-    let (columns, bytes) = ty.unit();
-    if !m.cols.is_multiple_of(columns) {
-        return Err(refuse(format!("columns in multiples of {columns}")));
+    let unit = ty.unit();
+    if !m.cols.is_multiple_of(unit.columns) {
+        return Err(refuse(format!("columns in multiples of {}", unit.columns)));
     }
-    let units = m.rows.div_ceil(TILE) * (m.cols / columns);
-    Ok((ty, bytes.map(|bytes| bytes * units)))
+    let units = m.rows.div_ceil(TILE) * (m.cols / unit.columns);
+    Ok((ty, unit.bytes.map(|bytes| bytes * units)))
 }
 
 fn matrix_bytes(m: &Matrix) -> Result<u64, Error> {
@@ -355,14 +307,12 @@ fn has_repeats(ids: &[u32]) -> bool {
 struct Slot {
     host: Pinned<u8>,
     staging: Buffer<u8>,
-    /// When the slot may be filled again.
-    free: Option<Event>,
 }
 
 impl<'a, P: FnMut(u64, u64)> Loader<'a, P> {
     fn new(device: &'a Device, total: u64, progress: P) -> StageResult<Self> {
         let slot = || -> StageResult<Slot> {
-            Ok(Slot { host: device.pinned(PIECE)?, staging: device.alloc(PIECE)?, free: None })
+            Ok(Slot { host: device.pinned(PIECE)?, staging: device.alloc(PIECE)? })
         };
         Ok(Loader { device, progress, done: 0, total, slots: [slot()?, slot()?], next: 0 })
     }
@@ -454,12 +404,7 @@ impl<'a, P: FnMut(u64, u64)> Loader<'a, P> {
     fn matrix(&mut self, m: &Matrix) -> Result<DeviceMatrix, Error> {
         let (ty, bytes) = layout(m)?;
         let memory = self.device.alloc(bytes.iter().sum())?;
-        let scales = bytes[0];
-        let planes = Planes {
-            weights: memory.at(0),
-            scales: memory.at(scales),
-            more_scales: memory.at(scales + bytes[1]),
-        };
+        let matrix = DeviceMatrix { ty, rows: m.rows, cols: m.cols, memory, bytes };
         let row_bytes = m.data.byte_count() / m.rows;
         // Whole tiles, and at a boundary that the generator knows.
         let unit = TILE * row_bytes * size_of::<u64>();
@@ -467,30 +412,14 @@ impl<'a, P: FnMut(u64, u64)> Loader<'a, P> {
         for first in (0..m.rows).step_by(rows) {
             let count = rows.min(m.rows - first);
             self.piece(&m.data, row_bytes, first, count)?;
-            let slot = &mut self.slots[self.next];
-            let source = if m.ty == TensorType::BF16 { BF16_SOURCE } else { ty as i32 };
-            let units = count.div_ceil(TILE) * (m.cols / ty.unit().0);
-            self.device.launch(
-                "repack",
-                [units.div_ceil(4), 1, 1],
-                128,
-                0,
-                args![
-                    slot.staging.pointer(),
-                    source,
-                    row_bytes as u64,
-                    count,
-                    m.cols,
-                    Arg::value(planes),
-                    first / TILE
-                ],
-            )?;
-            slot.free = Some(self.device.event()?);
+            let slot = &self.slots[self.next];
+            let source = if m.ty == TensorType::BF16 { BF16_SOURCE } else { ty as usize };
+            repack(self.device, &slot.staging, source, row_bytes, first..first + count, &matrix)?;
             self.next = 1 - self.next;
         }
         self.done += bytes.iter().map(|b| *b as u64).sum::<u64>();
         (self.progress)(self.done, self.total);
-        Ok(DeviceMatrix { ty, rows: m.rows, cols: m.cols, planes, _memory: memory })
+        Ok(matrix)
     }
 
     /// Brings rows of a tensor to the staging buffer of the next slot.
@@ -510,14 +439,41 @@ impl<'a, P: FnMut(u64, u64)> Loader<'a, P> {
         if let Some(generator) = data.generator() {
             return generate(self.device, generator, start, bytes, &slot.staging);
         }
-        if let Some(free) = slot.free.take() {
-            free.wait()?;
-        }
         let from = &data.bytes()[start..start + bytes];
-        let to = &mut slot.host.as_mut_slice()[..bytes];
+        let to = &mut slot.host.as_mut_slice()?[..bytes];
         to.par_chunks_mut(1 << 20).zip(from.par_chunks(1 << 20)).for_each(|(to, from)| {
             to.copy_from_slice(from);
         });
-        self.device.upload_pinned(&mut slot.staging, 0, &slot.host, bytes)
+        self.device.upload_pinned(&mut slot.staging, 0, &mut slot.host, bytes)
     }
+}
+
+/// Brings rows of a matrix, which `staging` has as in a file of type `source`, to where lanes read
+/// them. The first is that of a tile.
+fn repack(
+    device: &Device,
+    staging: &Buffer<u8>,
+    source: usize,
+    row_bytes: usize,
+    rows: Range<usize>,
+    to: &DeviceMatrix,
+) -> StageResult {
+    assert!(rows.end <= to.rows && rows.start.is_multiple_of(TILE), "rows of another matrix");
+    let units = rows.len().div_ceil(TILE) * (to.cols / to.ty.unit().columns);
+    let params = RepackParams {
+        source: staging.first(rows.len() * row_bytes),
+        to: to.packed(),
+        row_bytes: row_bytes as u64,
+        source_type: source as i32,
+        rows: rows.len() as i32,
+        columns: to.cols as i32,
+        first_tile: (rows.start / TILE) as i32,
+    };
+    let grid = Grid {
+        blocks: [units.div_ceil(REPACK_WARPS), 1, 1],
+        threads: REPACK_WARPS * WARP,
+        shared: 0,
+    };
+    // SAFETY: the staging buffer has these rows, and the matrix has their tiles.
+    unsafe { device.launch(REPACK, grid, &params) }
 }

@@ -72,7 +72,7 @@ impl RowCodec {
     }
 
     /// Bytes of a stored row.
-    pub fn row_bytes(self) -> usize {
+    pub const fn row_bytes(self) -> usize {
         match self {
             RowCodec::F32 { width } => 4 * width,
             RowCodec::Fp8Kv => FP8_ROW,

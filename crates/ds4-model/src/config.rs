@@ -42,7 +42,7 @@ impl LayerKind {
     }
 
     /// Tokens per compressed row; 0 where there are none.
-    pub fn ratio(self) -> usize {
+    pub const fn ratio(self) -> usize {
         match self {
             LayerKind::Swa => 0,
             LayerKind::Csa => 4,

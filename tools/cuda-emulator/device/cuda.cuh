@@ -90,13 +90,15 @@ struct Entry<kernel> {
     struct Count<0, i...> : Indices<i...> {};
 
     static constexpr unsigned sizes[sizeof...(Parameters) + 1] = {sizeof(Parameters)...};
+    static constexpr unsigned alignments[sizeof...(Parameters) + 1] = {alignof(Parameters)...};
 };
 
 template <auto kernel>
 constexpr Kernel entry(const char* name, unsigned max_threads) {
     return [&]<class... Parameters>(void (*)(Parameters...)) {
         return Kernel{name, &Entry<kernel>::template Count<sizeof...(Parameters)>::run,
-                      Entry<kernel>::sizes, sizeof...(Parameters), max_threads};
+                      Entry<kernel>::sizes, Entry<kernel>::alignments, sizeof...(Parameters),
+                      max_threads};
     }(kernel);
 }
 

@@ -33,6 +33,7 @@ struct Kernel {
     const char* name;
     void (*run)(void* const* parameters);
     const unsigned* parameter_sizes;
+    const unsigned* parameter_alignments;
     unsigned parameter_count;
     unsigned max_threads;
 };

@@ -333,6 +333,21 @@ EMULATOR_API cuFuncSetAttribute(void* handle, int attribute, int value) {
     });
 }
 
+EMULATOR_API cuFuncGetParamInfo(void* handle, size_t index, size_t* offset, size_t* size) {
+    return with_function(handle, [&](Function& function) {
+        const Kernel& kernel = *function.kernel;
+        if (!offset || index >= kernel.parameter_count) return CUDA_ERROR_INVALID_VALUE;
+        size_t end = 0;
+        for (size_t i = 0; i <= index; ++i) {
+            size_t alignment = kernel.parameter_alignments[i];
+            *offset = (end + alignment - 1) / alignment * alignment;
+            end = *offset + kernel.parameter_sizes[i];
+        }
+        if (size) *size = kernel.parameter_sizes[index];
+        return CUDA_SUCCESS;
+    });
+}
+
 EMULATOR_API cuFuncSetCacheConfig(void* handle, int) {
     return with_function(handle, [](Function&) { return CUDA_SUCCESS; });
 }

@@ -44,6 +44,7 @@ int cuModuleGetGlobal_v2(CUdeviceptr*, size_t*, Handle, const char*);
 int cuModuleUnload(Handle);
 int cuFuncSetAttribute(Handle, int, int);
 int cuFuncGetAttribute(int*, int, Handle);
+int cuFuncGetParamInfo(Handle, size_t, size_t*, size_t*);
 int cuOccupancyMaxActiveBlocksPerMultiprocessor(int*, Handle, int, size_t);
 int cuLaunchKernel(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                    Handle, void**, void**);

@@ -368,6 +368,17 @@ void add(Device<float>& x, float value) {
            Vector{0, 0, 0, 0.5f});
 }
 
+void test_parameters() {
+    const size_t offsets[] = {0, 8, 12, 32}, sizes[] = {8, 4, 12, 16};
+    Handle kernel = function("add");
+    size_t offset, size;
+    for (size_t i = 0; i < 4; ++i) {
+        OK(cuFuncGetParamInfo(kernel, i, &offset, &size));
+        CHECK(offset == offsets[i] && size == sizes[i]);
+    }
+    CHECK(cuFuncGetParamInfo(kernel, 4, &offset, &size) == 1);
+}
+
 void test_graphs() {
     Device<float> x(vector<float>(8, 0));
     Handle side, fork, join, graph, executable;
@@ -610,6 +621,7 @@ int main(int, char** arguments) {
     test_halves();
     test_intrinsics();
     test_globals();
+    test_parameters();
     test_graphs();
     test_capture_refuses();
     test_memory_limits();

@@ -1,17 +1,14 @@
 //! The likeliest tokens of rows of logits, by the kernel in kernels/argmax.cu.
 
+#![allow(unsafe_code, reason = "launches kernels")]
+
 use ds4_engine::{TokenId, backend::StageResult, sampling::UnusableLogits};
 
 use crate::{
-    arguments::args,
-    device::{Buffer, Device, Pinned},
+    constants::{ARGMAX_THREAD_LOGITS, ARGMAX_THREADS, UNUSABLE_TOKEN},
+    device::{Buffer, Device, Grid, Pinned},
+    params::{ARGMAX, ArgmaxParams},
 };
-
-/// Threads of a block, and logits that each reads; mirror those in kernels/argmax.cu.
-const THREADS: usize = 256;
-const THREAD_LOGITS: usize = 16;
-/// What stands for a token if there is none; mirrors that in kernels/argmax.cu.
-const UNUSABLE: TokenId = TokenId::MAX;
 
 /// The likeliest tokens of a step's rows, on both sides.
 pub struct BestTokens {
@@ -45,20 +42,17 @@ impl BestTokens {
         logits: &Buffer<f32>,
         arrivals: &Buffer<u32>,
     ) -> StageResult {
-        assert!(rows * self.vocab <= logits.len() && rows <= arrivals.len().min(self.device.len()));
-        device.launch(
-            "argmax",
-            [blocks(self.vocab), rows, 1],
-            THREADS,
-            0,
-            args![
-                logits.pointer(),
-                self.vocab,
-                self.parts.pointer(),
-                arrivals.pointer(),
-                self.device.pointer()
-            ],
-        )
+        let blocks = blocks(self.vocab);
+        let params = ArgmaxParams {
+            logits: logits.first(rows * self.vocab),
+            parts: self.parts.first(rows * blocks),
+            arrivals: arrivals.first(rows),
+            tokens: self.device.first(rows),
+            vocab: self.vocab as u32,
+        };
+        let grid = Grid { blocks: [blocks, rows, 1], threads: ARGMAX_THREADS, shared: 0 };
+        // SAFETY: the buffers have so many rows.
+        unsafe { device.launch(ARGMAX, grid, &params) }
     }
 
     /// Those that were found last, after all earlier work.
@@ -68,13 +62,14 @@ impl BestTokens {
         rows: usize,
     ) -> StageResult<Vec<Result<TokenId, UnusableLogits>>> {
         let tokens = device.download_pinned(&self.device, 0..rows, &mut self.host)?;
-        let usable = |&token| if token == UNUSABLE { Err(UnusableLogits) } else { Ok(token) };
+        let usable =
+            |&token| if token as usize == UNUSABLE_TOKEN { Err(UnusableLogits) } else { Ok(token) };
         Ok(tokens.iter().map(usable).collect())
     }
 }
 
 fn blocks(vocab: usize) -> usize {
-    vocab.div_ceil(THREADS * THREAD_LOGITS)
+    vocab.div_ceil(ARGMAX_THREADS * ARGMAX_THREAD_LOGITS)
 }
 
 #[cfg(test)]
@@ -131,7 +126,7 @@ mod tests {
     #[ignore = "needs a CUDA device or the emulator"]
     fn the_largest_is_found_wherever_it_is() {
         let device = device();
-        let vocab = 2 * THREADS * THREAD_LOGITS + 77;
+        let vocab = 2 * ARGMAX_THREADS * ARGMAX_THREAD_LOGITS + 77;
         let places = [0, 1, 31, 32, 255, 256, 4095, 4096, 8191, 8192, vocab - 2, vocab - 1];
         let mut logits = vec![-7.5; places.len() * vocab];
         for (row, place) in places.iter().enumerate() {

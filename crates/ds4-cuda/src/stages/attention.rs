@@ -1,27 +1,35 @@
 //! Launches of the kernels in kernels/key_value.cu, kernels/attention_decode.cu and
 //! kernels/attention_prefill.cu.
 
+#![allow(unsafe_code, reason = "launches kernels")]
+
 use std::ops::Range;
 
-use ds4_engine::{backend::StageResult, rope::PAIRS, rows::CacheRounding};
-use ds4_model::config::{HEAD_DIM, LayerKind};
+use ds4_engine::{backend::StageResult, rows::CacheRounding};
+use ds4_model::config::LayerKind;
 
-use crate::arguments::args;
-use crate::device::{Buffer, Device, Pointer};
-use crate::step::StepPointers;
-
-/// Splits of a query's rows in decoding, at most; mirrors MAX_SPLITS in
-/// kernels/attention_decode.cu.
-pub const MAX_SPLITS: usize = 20;
+use super::columns::Columns;
+use crate::{
+    cache::LayerPointers,
+    constants::{
+        ATTEND_SHARED_16X32, ATTEND_SHARED_64X32, ATTEND_SHARED_64X64, ATTEND_THREADS, HEAD_DIM,
+        LONG_CHUNK, MAX_SPLITS, PAIRS, SHORT_CHUNK, TILE_HEADS,
+    },
+    device::{Buffer, Device, Grid},
+    kernel::{Kernel, Pointer},
+    params::{
+        ATTEND_PREFILL_16X32, ATTEND_PREFILL_64X32, ATTEND_PREFILL_64X64, AttentionParams,
+        COMBINE_SPLITS, FLASH_DECODE_16, FLASH_DECODE_64, ROTATIONS, RotationsParams, STORE_WINDOW,
+        StepLayer, StoreWindowParams,
+    },
+    step::StepRows,
+};
 
 /// Rows from which on a block of decoding has 64 heads instead of 16.
 const MANY_ROWS: usize = 12;
-/// Threads of the attention kernels.
-const THREADS: usize = 256;
-/// Rows of a chunk in decoding, and where shared memory is small.
-const SHORT_CHUNK: usize = 32;
-/// Bytes of a row in packed storage, which a chunk is copied to shared memory in.
-const PACKED_ROW: usize = 712;
+/// Threads of the kernels that rotate and that store windows.
+const ROTATE_THREADS: usize = 256;
+const STORE_THREADS: usize = 128;
 
 /// One layer's attention in a step: what all its kernels need.
 #[derive(Clone, Copy)]
@@ -29,9 +37,10 @@ pub struct AttentionLayer<'a> {
     /// The device.
     pub device: &'a Device,
     /// The rows of the step.
-    pub step: StepPointers,
-    /// Table of [`LayerPointers`](crate::cache::LayerPointers) `[sessions, layers]`.
-    pub caches: Pointer,
+    pub step: StepRows<'a>,
+    /// Table `[sessions, layers]` with the addresses of the step's caches, which have room for all
+    /// rows.
+    pub caches: &'a Buffer<LayerPointers>,
     /// Which layer, and of how many.
     pub layer: usize,
     /// Layers of the table.
@@ -42,21 +51,8 @@ pub struct AttentionLayer<'a> {
     pub rounding: CacheRounding,
     /// Epsilon of the RMS norms.
     pub epsilon: f32,
-    /// Cosines and sines `[n, 32]` for the layer's kind.
-    pub rotations: Pointer,
-}
-
-/// Results of a matrix product, f32 `[n, stride]`, of which a stage uses the leading columns.
-#[derive(Clone, Copy)]
-pub struct Products {
-    /// The first row's first used column.
-    pub pointer: Pointer,
-    /// Elements from one row to the next, a multiple of 4.
-    pub stride: usize,
-}
-
-impl Products {
-    pub(super) const NONE: Products = Products { pointer: Pointer::NULL, stride: 0 };
+    /// Pairs of cosine and sine `[n, 32]` for the layer's kind.
+    pub rotations: Columns<'a>,
 }
 
 /// Operands of the attention proper.
@@ -72,7 +68,7 @@ pub struct Attend<'a> {
     /// Rows that the indexer chooses.
     pub top_k: usize,
     /// Logits of the sinks `[heads]`.
-    pub sinks: Pointer,
+    pub sinks: &'a Buffer<f32>,
     /// Attention rotated back, halves `[n, heads, 512]`.
     pub out: &'a Buffer<u16>,
 }
@@ -95,176 +91,179 @@ pub fn partial_len(rows: usize, heads: usize) -> usize {
 /// `frequencies` is f32 `[2, 32]`, `out` is `[2, rows, 32]` pairs of cosine and sine.
 pub fn rotations(
     device: &Device,
-    step: StepPointers,
+    step: StepRows<'_>,
     rows: usize,
-    frequencies: Pointer,
-    out: Pointer,
+    frequencies: &Buffer<f32>,
+    out: &Buffer<f32>,
 ) -> StageResult {
-    let blocks = (2 * rows * PAIRS).div_ceil(THREADS);
-    let args = args![step, rows, frequencies, out];
-    device.launch("rotations", [blocks, 1, 1], THREADS, 0, args)
+    let pairs = 2 * rows * PAIRS;
+    let params = RotationsParams {
+        step: step.params(rows),
+        frequencies: frequencies.first(2 * PAIRS),
+        rotations: out.first(2 * pairs),
+        rows: rows as u32,
+    };
+    let blocks = [pairs.div_ceil(ROTATE_THREADS), 1, 1];
+    let grid = Grid { blocks, threads: ROTATE_THREADS, shared: 0 };
+    // SAFETY: the buffers have so many rows.
+    unsafe { device.launch(ROTATIONS, grid, &params) }
 }
 
-/// Attention of rows in short spans (at most [`MAX_REWIND`](ds4_engine::MAX_REWIND) rows each),
-/// split over a query's rows; stores the rows in their windows.
+/// Flash-decoding: attention of rows in short spans (at most
+/// [`MAX_REWIND`](ds4_engine::MAX_REWIND) rows each), split over a query's rows, with a combine;
+/// stores the rows in their windows.
 ///
 /// How a query's rows are split depends on the query alone; how many blocks share its splits
 /// changes no result.
+///
+/// # Panics
+/// If a buffer has no room for the rows.
 pub fn attend_decode(
     layer: &AttentionLayer<'_>,
     rows: Range<usize>,
     a: &Attend<'_>,
     partials: &Partials<'_>,
 ) -> StageResult {
-    debug_assert!(partial_len(rows.len(), a.heads) <= partials.sums.len());
     let (kernel, tiles, blocks) =
         decode_kernel(a.heads, rows.len(), layer.device.shared_per_block());
-    let groups = a.heads.div_ceil(16 * tiles);
+    let groups = a.heads.div_ceil(TILE_HEADS * tiles);
     let busy = blocks * layer.device.multiprocessors();
     let sharing = (busy / (groups * rows.len()).max(1)).clamp(1, MAX_SPLITS);
-    layer.device.launch(
-        kernel,
-        [sharing + 1, groups, rows.len()],
-        THREADS,
-        shared_bytes(tiles, SHORT_CHUNK),
-        args![
-            layer.step,
-            rows.start,
-            layer.caches,
-            layer.layer,
-            layer.layers,
-            layer.kind.ratio(),
-            a.heads,
-            a.queries.pointer(),
-            a.kv_rows.pointer(),
-            a.selected.pointer(),
-            a.top_k,
-            layer.rotations,
-            layer.rounds(),
-            layer.epsilon,
-            scale(),
-            partials.sums.pointer(),
-            partials.totals.pointer()
-        ],
-    )?;
-    layer.device.launch(
-        "merge_attention",
-        [a.heads, rows.len(), 1],
-        HEAD_DIM / 4,
-        0,
-        args![
-            layer.step,
-            rows.start,
-            layer.kind.ratio(),
-            a.heads,
-            a.top_k,
-            layer.rotations,
-            a.sinks,
-            partials.sums.pointer(),
-            partials.totals.pointer(),
-            a.out.pointer()
-        ],
-    )
+    let partial = partial_len(rows.len(), a.heads);
+    let params = AttentionParams {
+        partial_sums: partials.sums.first(partial),
+        partial_totals: partials.totals.first(2 * partial / HEAD_DIM),
+        ..a.params(layer, &rows)
+    };
+    let grid = Grid {
+        blocks: [sharing + 1, groups, rows.len()],
+        threads: ATTEND_THREADS,
+        shared: shared_bytes(tiles, SHORT_CHUNK),
+    };
+    // SAFETY: the buffers have so many rows, and the caches room for them.
+    unsafe { layer.device.launch(kernel, grid, &params) }?;
+    let grid = Grid { blocks: [a.heads, rows.len(), 1], threads: HEAD_DIM / 4, shared: 0 };
+    // SAFETY: as above.
+    unsafe { layer.device.launch(COMBINE_SPLITS, grid, &params) }
 }
 
 /// Attention of rows in spans of any length, one query a block; does not store the rows.
+///
+/// # Panics
+/// If a buffer has no room for the rows.
 pub fn attend_prefill(
     layer: &AttentionLayer<'_>,
     rows: Range<usize>,
     a: &Attend<'_>,
 ) -> StageResult {
     let (kernel, tiles, chunk) = prefill_kernel(a.heads, layer.device.shared_per_block());
-    layer.device.launch(
-        kernel,
-        [rows.len(), a.heads.div_ceil(16 * tiles), 1],
-        THREADS,
-        shared_bytes(tiles, chunk),
-        args![
-            layer.step,
-            rows.start,
-            layer.caches,
-            layer.layer,
-            layer.layers,
-            layer.kind.ratio(),
-            a.heads,
-            a.queries.pointer(),
-            a.kv_rows.pointer(),
-            a.selected.pointer(),
-            a.top_k,
-            layer.rotations,
-            a.sinks,
-            layer.rounds(),
-            layer.epsilon,
-            scale(),
-            a.out.pointer()
-        ],
-    )
+    let grid = Grid {
+        blocks: [rows.len(), a.heads.div_ceil(TILE_HEADS * tiles), 1],
+        threads: ATTEND_THREADS,
+        shared: shared_bytes(tiles, chunk),
+    };
+    // SAFETY: the buffers have so many rows, and the caches room for them.
+    unsafe { layer.device.launch(kernel, grid, &a.params(layer, &rows)) }
 }
 
 /// Stores rows of whole spans in their windows, after their attention.
+///
+/// # Panics
+/// If the buffer has not so many rows.
 pub fn store_window(
     layer: &AttentionLayer<'_>,
     rows: Range<usize>,
     kv_rows: &Buffer<u8>,
 ) -> StageResult {
-    layer.device.launch(
-        "store_window",
-        [rows.len(), 1, 1],
-        128,
-        0,
-        args![
-            layer.step,
-            rows.start,
-            layer.caches,
-            layer.layer,
-            layer.layers,
-            layer.rounds(),
-            kv_rows.pointer()
-        ],
-    )
+    let params = StoreWindowParams {
+        at: layer.params(&rows),
+        kv_rows: kv_rows.first(rows.end * layer.row_bytes()),
+    };
+    let grid = Grid { blocks: [rows.len(), 1, 1], threads: STORE_THREADS, shared: 0 };
+    // SAFETY: the buffer has so many rows, and the caches room for them.
+    unsafe { layer.device.launch(STORE_WINDOW, grid, &params) }
 }
 
 impl AttentionLayer<'_> {
-    /// The kernels' `rounding` argument.
-    pub(super) fn rounds(&self) -> i32 {
-        i32::from(self.rounding == CacheRounding::On)
+    /// What the kernels know of `rows`.
+    pub(super) fn params(&self, rows: &Range<usize>) -> StepLayer {
+        assert!(self.layer < self.layers, "layer {} of {}", self.layer, self.layers);
+        StepLayer {
+            step: self.step.params(rows.end),
+            caches: self.caches.first(self.layers),
+            first_row: rows.start as u32,
+            layer: self.layer as u32,
+            layers: self.layers as u32,
+            ratio: self.kind.ratio() as u32,
+            rounding: i32::from(self.rounding == CacheRounding::On),
+            epsilon: self.epsilon,
+        }
+    }
+
+    /// Address of the rotations of rows up to `end`.
+    pub(super) fn rotations(&self, end: usize) -> Pointer {
+        self.rotations.of(end, 2 * PAIRS)
+    }
+
+    /// Bytes of a key/value row.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.rounding.kv_codec().row_bytes()
     }
 }
 
-fn scale() -> f32 {
-    (HEAD_DIM as f32).sqrt().recip()
+impl Attend<'_> {
+    fn params(&self, layer: &AttentionLayer<'_>, rows: &Range<usize>) -> AttentionParams {
+        let (n, width) = (rows.end, self.heads * HEAD_DIM);
+        AttentionParams {
+            at: layer.params(rows),
+            queries: self.queries.first(n * width),
+            kv_rows: self.kv_rows.first(n * layer.row_bytes()),
+            selected: self.selected.first(n * self.top_k),
+            rotations: layer.rotations(n),
+            sinks: self.sinks.first(self.heads),
+            partial_sums: Pointer::NULL,
+            partial_totals: Pointer::NULL,
+            out: self.out.first(n * width),
+            heads: self.heads as u32,
+            top_k: self.top_k as u32,
+            scale: (HEAD_DIM as f32).sqrt().recip() * std::f32::consts::LOG2_E,
+        }
+    }
 }
 
 /// Kernel, tiles of 16 heads and rows of a chunk, for this many heads and bytes of shared memory.
-fn prefill_kernel(heads: usize, shared: usize) -> (&'static str, usize, usize) {
-    let fits = |tiles, chunk| heads > 16 && shared_bytes(tiles, chunk) <= shared;
-    if fits(4, 64) {
-        ("attend_prefill_64x64", 4, 64)
+fn prefill_kernel(heads: usize, shared: usize) -> (Kernel<AttentionParams>, usize, usize) {
+    let fits = |tiles, chunk| heads > TILE_HEADS && shared_bytes(tiles, chunk) <= shared;
+    if fits(4, LONG_CHUNK) {
+        (ATTEND_PREFILL_64X64, 4, LONG_CHUNK)
     } else if fits(4, SHORT_CHUNK) {
-        ("attend_prefill_64x32", 4, SHORT_CHUNK)
+        (ATTEND_PREFILL_64X32, 4, SHORT_CHUNK)
     } else {
-        ("attend_prefill_16x32", 1, SHORT_CHUNK)
+        (ATTEND_PREFILL_16X32, 1, SHORT_CHUNK)
     }
 }
 
 /// Kernel, tiles of 16 heads, and blocks that a multiprocessor holds at a time (see its launch bounds),
 /// for so many heads, decoded rows and bytes of shared memory.
-fn decode_kernel(heads: usize, rows: usize, shared: usize) -> (&'static str, usize, usize) {
-    if heads > 16 && rows >= MANY_ROWS && shared_bytes(4, SHORT_CHUNK) <= shared {
-        ("attend_splits_64", 4, 1)
+fn decode_kernel(
+    heads: usize,
+    rows: usize,
+    shared: usize,
+) -> (Kernel<AttentionParams>, usize, usize) {
+    if heads > TILE_HEADS && rows >= MANY_ROWS && shared_bytes(4, SHORT_CHUNK) <= shared {
+        (FLASH_DECODE_64, 4, 1)
     } else {
-        ("attend_splits_16", 1, 2)
+        (FLASH_DECODE_16, 1, 2)
     }
 }
 
-/// Shared memory of a block; mirrors `Shared` in kernels/attention.cuh.
+/// Shared memory of a block: what `Shared` in kernels/attention.cuh takes.
 fn shared_bytes(tiles: usize, chunk: usize) -> usize {
-    let heads = 16 * tiles;
-    let (head_tiles, score_rows) = if tiles == 1 { (1, 16) } else { (2, 32) };
-    let parts = 8 / (tiles / head_tiles * (chunk / score_rows));
-    let halves = (heads + chunk) * (HEAD_DIM + 8) + heads * (chunk + 8);
-    let floats = parts * heads * (chunk + 4) + 3 * heads;
-    2 * halves + 4 * floats + chunk * PACKED_ROW
+    match (tiles, chunk) {
+        (1, SHORT_CHUNK) => ATTEND_SHARED_16X32,
+        (4, SHORT_CHUNK) => ATTEND_SHARED_64X32,
+        _ => ATTEND_SHARED_64X64,
+    }
 }
 
 #[cfg(test)]
@@ -273,7 +272,7 @@ mod tests {
 
     #[test]
     fn each_generation_gets_the_largest_kernel_that_fits() {
-        let kernel = |heads, kib: usize| prefill_kernel(heads, kib << 10).0;
+        let kernel = |heads, kib: usize| prefill_kernel(heads, kib << 10).0.name;
         assert_eq!(kernel(64, 227), "attend_prefill_64x64");
         assert_eq!(kernel(64, 163), "attend_prefill_64x32");
         assert_eq!(kernel(64, 99), "attend_prefill_16x32");

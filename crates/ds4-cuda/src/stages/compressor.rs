@@ -1,16 +1,26 @@
 //! Launches of the kernels in kernels/compressor.cu: what follows the projections of an attention
 //! input.
 
+#![allow(unsafe_code, reason = "launches kernels")]
+
 use std::ops::Range;
 
 use ds4_engine::backend::StageResult;
 
-use super::attention::{AttentionLayer, Products};
-use crate::arguments::args;
-use crate::device::{Buffer, Pointer};
+use super::{attention::AttentionLayer, columns::Columns};
+use crate::{
+    constants::{
+        CSA_RATIO, FINISH_THREADS, HEAD_DIM, INDEX_DIM, PAIRS, PART_COMPRESSOR, PART_INDEX,
+        PART_KEY_VALUES, PART_LATENT,
+    },
+    device::{Buffer, Grid},
+    kernel::Pointer,
+    params::{
+        CompressorSource, FINISH_INPUTS, FinishInputsParams, STORE_INPUTS, StoreInputsParams,
+    },
+};
 
-/// Threads of the kernel that finishes inputs, and of the one that stores them.
-const FINISH_THREADS: usize = 512;
+/// Threads of a block of `store_inputs`.
 const STORE_THREADS: usize = 128;
 
 /// What there is to do for the rows of a step; the parts do not depend on each other.
@@ -21,20 +31,20 @@ pub struct Inputs<'a> {
     /// The key/value rows to finish.
     pub key_values: Option<KeyValues<'a>>,
     /// The layer's compressor.
-    pub compressor: Option<Compressor>,
+    pub compressor: Option<Compressor<'a>>,
     /// The indexer's compressor, in a layer that has both.
-    pub index: Option<Compressor>,
+    pub index: Option<Compressor<'a>>,
 }
 
 /// A query latent.
 #[derive(Clone, Copy)]
 pub struct Latent<'a> {
     /// Products `[n, width]`.
-    pub raw: Products,
+    pub raw: Columns<'a>,
     /// Elements.
     pub width: usize,
     /// Weight of its norm.
-    pub norm: Pointer,
+    pub norm: &'a Buffer<f32>,
     /// Normalised, halves `[n, width]`.
     pub out: &'a Buffer<u16>,
     /// What the halves leave over.
@@ -45,26 +55,26 @@ pub struct Latent<'a> {
 #[derive(Clone, Copy)]
 pub struct KeyValues<'a> {
     /// Products `[n, 512]`.
-    pub raw: Products,
+    pub raw: Columns<'a>,
     /// Weight of their norm.
-    pub norm: Pointer,
+    pub norm: &'a Buffer<f32>,
     /// Normalised, rotated and stored `[n, row bytes]`.
     pub rows: &'a Buffer<u8>,
 }
 
 /// One compressor's products and weights.
 #[derive(Clone, Copy)]
-pub struct Compressor {
+pub struct Compressor<'a> {
     /// Values `[n, width]`.
-    pub values: Products,
+    pub values: Columns<'a>,
     /// Gate scores without position bias; the stride is that of `values`.
-    pub scores: Products,
+    pub scores: Columns<'a>,
     /// Position bias, f32 `[ratio, width]`.
-    pub bias: Pointer,
+    pub bias: &'a Buffer<f32>,
     /// Weight of the row's norm.
-    pub norm: Pointer,
-    /// Frequencies of its rows' rotation, f32 `[32]`.
-    pub frequencies: Pointer,
+    pub norm: &'a Buffer<f32>,
+    /// Frequencies of its rows' rotation, f32 `[2, 32]`: the second ones.
+    pub frequencies: &'a Buffer<f32>,
 }
 
 /// Finishes the inputs of all `rows` rows of a step, the first `decode_rows` in short spans (at
@@ -92,103 +102,93 @@ fn finish(
     inputs: &Inputs<'_>,
     store: bool,
 ) -> StageResult {
-    let parts = inputs.parts();
-    let c = inputs.compressor.unwrap_or(Compressor::NONE);
-    let i = inputs.index.unwrap_or(Compressor::NONE);
-    let none = (Products::NONE, Pointer::NULL, Pointer::NULL);
-    let (raw_kv, kv_norm, kv_rows) =
-        inputs.key_values.map_or(none, |k| (k.raw, k.norm, k.rows.pointer()));
-    let (raw_latent, latent_norm, latent) =
-        inputs.latent.map_or(none, |l| (l.raw, l.norm, l.out.pointer()));
-    layer.device.launch(
-        "finish_inputs",
-        [rows.len(), parts.count_ones() as usize, 1],
-        FINISH_THREADS,
-        0,
-        args![
-            layer.step,
-            rows.start,
-            layer.caches,
-            layer.layer,
-            layer.layers,
-            layer.kind.ratio(),
-            parts,
-            c.values.pointer,
-            c.scores.pointer,
-            c.values.stride,
-            c.bias,
-            c.norm,
-            i.values.pointer,
-            i.scores.pointer,
-            i.values.stride,
-            i.bias,
-            i.norm,
-            c.frequencies,
-            layer.epsilon,
-            layer.rounds(),
-            i32::from(store),
-            raw_kv.pointer,
-            raw_kv.stride,
-            kv_norm,
-            layer.rotations,
-            kv_rows,
-            raw_latent.pointer,
-            raw_latent.stride,
-            inputs.latent.map_or(0, |l| l.width),
-            latent_norm,
-            latent,
-            inputs.latent.map_or(Pointer::NULL, |l| l.low.pointer())
-        ],
-    )
+    let (n, parts) = (rows.end, inputs.parts());
+    let mut params = FinishInputsParams {
+        at: layer.params(&rows),
+        compressor: inputs.source(layer, n),
+        index: inputs.index_source(n),
+        frequencies: inputs.compressor.map_or(Pointer::NULL, |c| c.frequencies.range(PAIRS, PAIRS)),
+        rotations: layer.rotations(n),
+        raw_kv: Pointer::NULL,
+        kv_norm: Pointer::NULL,
+        kv_rows: Pointer::NULL,
+        raw_latent: Pointer::NULL,
+        latent_norm: Pointer::NULL,
+        latent: Pointer::NULL,
+        latent_low: Pointer::NULL,
+        parts,
+        store: i32::from(store),
+        kv_stride: 0,
+        latent_stride: 0,
+        latent_width: 0,
+    };
+    if let Some(k) = inputs.key_values {
+        params.raw_kv = k.raw.of(n, HEAD_DIM);
+        params.kv_norm = k.norm.first(HEAD_DIM);
+        params.kv_rows = k.rows.first(n * layer.row_bytes());
+        params.kv_stride = k.raw.stride as u32;
+    }
+    if let Some(l) = inputs.latent {
+        params.raw_latent = l.raw.of(n, l.width);
+        params.latent_norm = l.norm.first(l.width);
+        params.latent = l.out.first(n * l.width);
+        params.latent_low = l.low.first(n * l.width);
+        params.latent_stride = l.raw.stride as u32;
+        params.latent_width = l.width as u32;
+    }
+    let blocks = [rows.len(), parts.count_ones() as usize, 1];
+    let grid = Grid { blocks, threads: FINISH_THREADS, shared: 0 };
+    // SAFETY: the buffers have so many rows, and the caches room for them; parts that are missing are
+    // not in `parts`.
+    unsafe { layer.device.launch(FINISH_INPUTS, grid, &params) }
 }
 
 /// Keeps the last inputs of long spans in the rings.
 fn store(layer: &AttentionLayer<'_>, rows: Range<usize>, inputs: &Inputs<'_>) -> StageResult {
-    let c = inputs.compressor.unwrap_or(Compressor::NONE);
-    let i = inputs.index.unwrap_or(Compressor::NONE);
-    layer.device.launch(
-        "store_inputs",
-        [rows.len(), 1 + usize::from(inputs.index.is_some()), 1],
-        STORE_THREADS,
-        0,
-        args![
-            layer.step,
-            rows.start,
-            layer.caches,
-            layer.layer,
-            layer.layers,
-            layer.kind.ratio(),
-            c.values.pointer,
-            c.scores.pointer,
-            c.values.stride,
-            c.bias,
-            i.values.pointer,
-            i.scores.pointer,
-            i.values.stride,
-            i.bias
-        ],
-    )
+    let params = StoreInputsParams {
+        at: layer.params(&rows),
+        compressor: inputs.source(layer, rows.end),
+        index: inputs.index_source(rows.end),
+    };
+    let blocks = [rows.len(), 1 + usize::from(inputs.index.is_some()), 1];
+    let grid = Grid { blocks, threads: STORE_THREADS, shared: 0 };
+    // SAFETY: the buffers have so many rows, and the caches room for them.
+    unsafe { layer.device.launch(STORE_INPUTS, grid, &params) }
 }
 
 impl Inputs<'_> {
-    /// The set of parts; mirrors `Part` in kernels/compressor.cu.
+    /// The set of parts.
     fn parts(&self) -> u32 {
         let present = [
-            self.compressor.is_some(),
-            self.index.is_some(),
-            self.key_values.is_some(),
-            self.latent.is_some(),
+            (PART_COMPRESSOR, self.compressor.is_some()),
+            (PART_INDEX, self.index.is_some()),
+            (PART_KEY_VALUES, self.key_values.is_some()),
+            (PART_LATENT, self.latent.is_some()),
         ];
-        present.iter().enumerate().map(|(i, p)| u32::from(*p) << i).sum()
+        present.iter().map(|(part, is_present)| u32::from(*is_present) << part).sum()
+    }
+
+    /// The layer's compressor, for rows up to `end`.
+    fn source(&self, layer: &AttentionLayer<'_>, end: usize) -> CompressorSource {
+        let (ratio, width) = (layer.kind.ratio(), layer.kind.compressor_width());
+        self.compressor.map_or(CompressorSource::NONE, |c| c.source(end, ratio, width, HEAD_DIM))
+    }
+
+    /// The indexer's.
+    fn index_source(&self, end: usize) -> CompressorSource {
+        let source = |c: Compressor<'_>| c.source(end, CSA_RATIO, 2 * INDEX_DIM, INDEX_DIM);
+        self.index.map_or(CompressorSource::NONE, source)
     }
 }
 
-impl Compressor {
-    const NONE: Compressor = Compressor {
-        values: Products::NONE,
-        scores: Products::NONE,
-        bias: Pointer::NULL,
-        norm: Pointer::NULL,
-        frequencies: Pointer::NULL,
-    };
+impl Compressor<'_> {
+    fn source(&self, rows: usize, ratio: usize, width: usize, row: usize) -> CompressorSource {
+        CompressorSource {
+            values: self.values.of(rows, width),
+            scores: self.scores.of(rows, width),
+            bias: self.bias.first(ratio * width),
+            norm: self.norm.first(row),
+            stride: self.values.stride as u32,
+        }
+    }
 }

@@ -1,44 +1,46 @@
 //! Choosing experts and running them (docs/model.md, "Experts").
 
+#![allow(unsafe_code, reason = "launches kernels")]
+
 use std::ops::Range;
 
-use bytemuck::Zeroable;
 use ds4_engine::backend::StageResult;
 use ds4_model::config::Config;
 
 use crate::{
-    arguments::{Arg, args},
-    device::{Buffer, Device, Pointer},
-    products::{DECODE_WARPS, Products},
-    step::StepPointers,
-    weights::{DeviceMatrix, Experts, MOST_EXPERTS, Planes, TILE, WeightType},
+    constants::{
+        DECODE_WARPS, DOWN_SHARED, GATE_UP_SHARED, HIDDEN_UNIT, INPUT_UNIT, INTEGER_COLUMNS,
+        INTEGER_ROWS, MOST_EXPERTS, MOST_FEW_PAIRS, MOST_FEW_ROWS, PERMUTE_THREADS, PREFILL_STAGES,
+        PREFILL_THREADS, ROUTE_WARPS, TILE, TILE_PAIRS, WARP,
+    },
+    device::{Buffer, Device, Grid},
+    formats::WeightType,
+    kernel::{Kernel, Params, Pointer},
+    params::{
+        DownAnyParams, DownQ2Params, EXPERTS_DOWN_ANY, EXPERTS_DOWN_Q2, EXPERTS_GATE_UP_ANY,
+        EXPERTS_GATE_UP_Q2, ExpertMatrix, GateUpAnyParams, GateUpQ2Params, PERMUTE_PAIRS,
+        PREFILL_DOWN_ANY, PREFILL_DOWN_Q2, PREFILL_GATE_UP_ANY, PREFILL_GATE_UP_Q2, Permutation,
+        PermutePairsParams, PrefillDownParams, PrefillGateUpParams, Preparation, Quantised, ROUTE,
+        RouteParams, Routing,
+    },
+    products::{Context, Products},
+    step::StepRows,
+    weights::{DeviceMatrix, Experts},
 };
 
 #[cfg(test)]
 mod tests;
 
-/// Pairs of a tile when many rows are computed.
-const TILE_PAIRS: usize = 64;
-/// Rows, and pairs of rows and experts, that are routed right after the router's product; mirrors
-/// `MOST_FEW_ROWS` and `MOST_FEW_PAIRS` in kernels/router.cuh.
-const MOST_FEW_ROWS: usize = 64;
-const MOST_FEW_PAIRS: usize = 1024;
-/// Threads of a block that groups pairs by expert, one for each; and blocks that share the work.
-const GROUP_THREADS: usize = 512;
-const GROUP_BLOCKS: usize = 128;
-/// Warps of a block that routes, one row each.
-const ROUTE_WARPS: usize = 8;
+/// Blocks that share the work of permuting pairs.
+const PERMUTE_BLOCKS: usize = 128;
 /// Blocks that a multiprocessor holds at a time (see the kernels' launch bounds).
 const BLOCKS: usize = 2;
-/// Columns that share a scale as integers; mirrors kernels/quantised.cuh.
-const UNIT_COLUMNS: usize = 256;
-/// Rows that a block of kernels/experts_q2.cu has at a time (`MOST_ROWS`), and bytes of what it keeps
-/// in shared memory: `GateUpShared`, `DownShared`, `InputUnit` and `HiddenUnit`.
-const BLOCK_ROWS: usize = 2;
-const GATE_UP_SHARED: usize = 44160;
-const DOWN_SHARED: usize = 48256;
-const INPUT_UNIT: usize = 528;
-const HIDDEN_UNIT: usize = 1104;
+/// Weight rows of a block of prefill: 32 for each warp of gate and up, 64 for each of down.
+const PREFILL_GATE_UP_ROWS: usize = 2 * TILE * PREFILL_WARPS;
+const PREFILL_DOWN_ROWS: usize = 4 * TILE * PREFILL_WARPS;
+const PREFILL_WARPS: usize = PREFILL_THREADS / WARP;
+/// Bytes of shared memory of such a block: stages of 64 columns in halves.
+const PREFILL_SHARED: usize = PREFILL_STAGES * TILE_PAIRS * 64 * size_of::<u16>();
 /// 1 twice in halves.
 const ONES: u32 = 0x3c00_3c00;
 
@@ -50,7 +52,7 @@ pub struct Scratch {
     pub ids: Buffer<u32>,
     pub weights: Buffer<f32>,
     /// One for rows that are decoded, one for the others.
-    groups: [GroupBuffers; 2],
+    permutations: [PermutationBuffers; 2],
     /// Hidden layers of the routed experts `[n, used, width]`, by pair.
     hidden: Buffer<u16>,
     /// The input as integers: both parts of `[n, hidden]`, and the scales of each unit.
@@ -60,87 +62,17 @@ pub struct Scratch {
     pub shared_hidden: Buffer<u16>,
 }
 
-/// Rows by expert; see `Groups` in kernels/products.cuh.
-struct GroupBuffers {
+/// Pairs of rows and experts, permuted so that those of an expert stand together.
+struct PermutationBuffers {
     pairs: Buffer<u32>,
-    starts: Buffer<u32>,
+    /// Where each expert's pairs start, and where the last one's end.
+    offsets: Buffer<u32>,
+    /// Experts that have pairs, and how many.
     active: Buffer<u32>,
     active_count: Buffer<u32>,
+    /// The work list of prefill: tiles of an expert's pairs (expert, first pair), and how many.
     tiles: Buffer<[u32; 2]>,
     tile_count: Buffer<u32>,
-}
-
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Groups {
-    pairs: Pointer,
-    starts: Pointer,
-    active: Pointer,
-    active_count: Pointer,
-}
-
-/// Mirrors `Routing` in kernels/router.cuh.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Routing {
-    logits: Pointer,
-    bias: Pointer,
-    table: Pointer,
-    tokens: Pointer,
-    ids: Pointer,
-    weights: Pointer,
-    experts: i32,
-    used: i32,
-    scale: f32,
-    padding: i32,
-}
-
-/// Mirrors `Quantised` in kernels/quantised.cuh.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Quantised {
-    parts: Pointer,
-    scales: Pointer,
-    units: i32,
-    padding: i32,
-}
-
-/// What the launch of the router's product does beside it for the rows that are decoded: routing, and
-/// the experts' input as integers. Zeroed for products that have nothing to do with experts. Mirrors
-/// `Preparation` in kernels/decode_products.cu.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub struct Preparation {
-    routing: Routing,
-    groups: Groups,
-    arrivals: Pointer,
-    quantised: Quantised,
-    x: Pointer,
-    x_low: Pointer,
-}
-
-impl Preparation {
-    /// Blocks that make integers of `rows` rows, one warp for each unit.
-    pub fn blocks(&self, rows: usize) -> usize {
-        (rows * self.quantised.units as usize).div_ceil(DECODE_WARPS)
-    }
-
-    /// Bytes of shared memory that routing needs: scores of each warp's row.
-    pub fn shared_bytes(&self) -> usize {
-        let routes = self.routing.logits != Pointer::NULL;
-        if routes { DECODE_WARPS * MOST_EXPERTS * size_of::<f32>() } else { 0 }
-    }
-}
-
-/// Mirrors `Stack` in kernels/products.cuh.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Stack {
-    weights: Planes,
-    ty: i32,
-    rows: i32,
-    columns: i32,
-    padding: i32,
 }
 
 impl Scratch {
@@ -150,23 +82,23 @@ impl Scratch {
             logits: device.alloc(n * experts)?,
             ids: device.alloc(n * used)?,
             weights: device.alloc(n * used)?,
-            groups: [
-                GroupBuffers::new(device, experts, n * used)?,
-                GroupBuffers::new(device, experts, n * used)?,
+            permutations: [
+                PermutationBuffers::new(device, experts, n * used)?,
+                PermutationBuffers::new(device, experts, n * used)?,
             ],
             hidden: device.alloc(n * used * config.expert_width)?,
             parts: device.alloc(2 * n * config.hidden)?,
-            part_scales: device.alloc(n * config.hidden.div_ceil(UNIT_COLUMNS))?,
+            part_scales: device.alloc(n * config.hidden.div_ceil(INTEGER_COLUMNS))?,
             shared_hidden: device.alloc(n * config.expert_width)?,
         })
     }
 }
 
-impl GroupBuffers {
+impl PermutationBuffers {
     fn new(device: &Device, experts: usize, pairs: usize) -> StageResult<Self> {
-        Ok(GroupBuffers {
+        Ok(PermutationBuffers {
             pairs: device.alloc(pairs)?,
-            starts: device.alloc(experts + 1)?,
+            offsets: device.alloc(experts + 1)?,
             active: device.alloc(experts)?,
             active_count: device.alloc(1)?,
             tiles: device.alloc(most_tiles(experts, pairs))?,
@@ -174,12 +106,13 @@ impl GroupBuffers {
         })
     }
 
-    fn pointers(&self) -> Groups {
-        Groups {
-            pairs: self.pairs.pointer(),
-            starts: self.starts.pointer(),
-            active: self.active.pointer(),
-            active_count: self.active_count.pointer(),
+    /// What kernels know of `pairs` pairs.
+    fn params(&self, experts: usize, pairs: usize) -> Permutation {
+        Permutation {
+            pairs: self.pairs.first(pairs),
+            offsets: self.offsets.first(experts + 1),
+            active: self.active.first(experts),
+            active_count: self.active_count.first(1),
         }
     }
 }
@@ -191,48 +124,106 @@ fn most_tiles(experts: usize, pairs: usize) -> usize {
 
 /// The rows of a step, and what experts work with.
 pub struct ExpertStage<'a> {
-    pub device: &'a Device,
+    /// What their products share.
+    pub context: Context<'a>,
     pub config: &'a Config,
-    pub step: StepPointers,
+    pub step: StepRows<'a>,
     pub weights: &'a Experts,
     pub scratch: &'a Scratch,
-    /// The grid of IQ2_XXS, and the same as selectors.
-    pub grid: Pointer,
-    pub selectors: Pointer,
+    /// The grid of IQ2_XXS as selectors.
+    pub selectors: &'a Buffer<u32>,
+    /// The experts' input `[n, hidden]` in halves, and what they leave over.
+    pub x: &'a Buffer<u16>,
+    pub x_low: &'a Buffer<u16>,
+    /// Results `[n, used + 1, hidden]`.
+    pub y: &'a Buffer<f32>,
+    /// A counter at zero.
+    pub arrivals: &'a Buffer<u32>,
     /// Rows that are decoded come first.
     pub decode_rows: usize,
     pub rows: usize,
 }
 
 impl ExpertStage<'_> {
-    /// What the launch of the router's product, whose input is `x + x_low`, does beside it: routing
-    /// if the rows are few enough, and integers if the experts want them. `arrivals` is a counter at
-    /// zero.
-    pub fn preparation(
-        &self,
-        x: &Buffer<u16>,
-        x_low: &Buffer<u16>,
-        arrivals: &Buffer<u32>,
-    ) -> Preparation {
-        let mut to_do = Preparation::zeroed();
+    /// Multiplies the input with the router and the shared expert's first matrices, turns router
+    /// products into experts and their weights, and permutes rows by expert.
+    ///
+    /// # Panics
+    /// If a buffer has no room for the rows.
+    pub fn route(&self, input: &Products) -> StageResult {
+        let (decode_rows, rows) = (self.decode_rows, self.rows);
+        // SAFETY: the preparation's buffers have so many rows and are alive.
+        unsafe { input.run_and_prepare(&self.context, decode_rows, rows, &self.preparation()) }?;
+        let first = if self.are_few() { decode_rows } else { 0 };
+        if first < rows {
+            let params = RouteParams {
+                routing: self.routing(rows),
+                first_row: first as i32,
+                end_row: rows as i32,
+            };
+            let blocks = [(rows - first).div_ceil(ROUTE_WARPS), 1, 1];
+            let grid = Grid { blocks, threads: WARP * ROUTE_WARPS, shared: 0 };
+            // SAFETY: the buffers have so many rows.
+            unsafe { self.device().launch(ROUTE, grid, &params) }?;
+        }
+        let [decoded, others] = &self.scratch.permutations;
+        if !self.are_few() {
+            self.permute(decoded, 0, decode_rows)?;
+        }
+        self.permute(others, decode_rows, rows)
+    }
+
+    /// Runs the routed experts, and the shared one's last product.
+    ///
+    /// # Panics
+    /// If a buffer has no room for the rows.
+    pub fn run(&self, layer: usize, shared_down: &Products) -> StageResult {
+        let limit = self.config.layers[layer].swiglu_limit;
+        if self.decode_rows > 0 {
+            if self.are_integers() {
+                self.decode_integers(limit, shared_down)?;
+            } else {
+                self.decode_any(limit, shared_down)?;
+            }
+        }
+        if self.rows > self.decode_rows {
+            self.prefill(limit)?;
+            let (first, end) = (self.decode_rows, self.rows);
+            shared_down.run_prefill(self.device(), self.context.grid, first, end)?;
+        }
+        Ok(())
+    }
+
+    fn device(&self) -> &Device {
+        self.context.device
+    }
+
+    /// What the launch of the router's product does beside it for the rows that are decoded: routing
+    /// if they are few enough, and integers if the experts want them.
+    fn preparation(&self) -> Preparation {
+        let (config, rows) = (self.config, self.decode_rows);
+        let mut prepared = Preparation::NONE;
         if self.are_few() {
-            to_do.routing = self.routing();
-            to_do.groups = self.scratch.groups[0].pointers();
-            to_do.arrivals = arrivals.pointer();
+            let pairs = rows * config.experts_used;
+            prepared.routing = self.routing(rows);
+            prepared.permutation = self.scratch.permutations[0].params(config.experts, pairs);
+            prepared.arrivals = self.arrivals.first(1);
         }
         if self.are_integers() {
-            to_do.quantised = self.quantised();
-            (to_do.x, to_do.x_low) = (x.pointer(), x_low.pointer());
+            prepared.quantised = self.quantised();
+            prepared.x = self.x.first(rows * config.hidden);
+            prepared.x_low = self.x_low.first(rows * config.hidden);
         }
-        to_do
+        prepared
     }
 
     fn quantised(&self) -> Quantised {
+        let (rows, hidden) = (self.decode_rows, self.config.hidden);
+        let units = hidden / INTEGER_COLUMNS;
         Quantised {
-            parts: self.scratch.parts.pointer(),
-            scales: self.scratch.part_scales.pointer(),
-            units: (self.config.hidden / UNIT_COLUMNS) as i32,
-            padding: 0,
+            parts: self.scratch.parts.first(2 * rows * hidden),
+            scales: self.scratch.part_scales.first(rows * units),
+            units: units as i32,
         }
     }
 
@@ -252,212 +243,221 @@ impl ExpertStage<'_> {
             && !self.weights.repeats
     }
 
-    /// Turns router products into experts and their weights, and sorts rows by expert: for the rows
-    /// that `preparation` left out.
-    pub fn route(&self) -> StageResult {
-        let first = if self.are_few() { self.decode_rows } else { 0 };
-        if first < self.rows {
-            self.device.launch(
-                "route",
-                [(self.rows - first).div_ceil(ROUTE_WARPS), 1, 1],
-                32 * ROUTE_WARPS,
-                0,
-                args![Arg::value(self.routing()), first, self.rows],
-            )?;
-        }
-        let groups = &self.scratch.groups;
-        if !self.are_few() {
-            self.group(&groups[0], 0, self.decode_rows)?;
-        }
-        self.group(&groups[1], self.decode_rows, self.rows)
-    }
-
-    fn routing(&self) -> Routing {
-        let (config, s) = (self.config, self.scratch);
+    fn routing(&self, rows: usize) -> Routing {
+        let (config, s, w) = (self.config, self.scratch, self.weights);
+        assert!(config.experts <= MOST_EXPERTS, "{} experts", config.experts);
+        let pairs = rows * config.experts_used;
         Routing {
-            logits: s.logits.pointer(),
-            bias: self.weights.bias.as_ref().map_or(Pointer::NULL, Buffer::pointer),
-            table: self.weights.table.as_ref().map_or(Pointer::NULL, Buffer::pointer),
-            tokens: self.step.token,
-            ids: s.ids.pointer(),
-            weights: s.weights.pointer(),
+            logits: s.logits.first(rows * config.experts),
+            bias: w.bias.as_ref().map_or(Pointer::NULL, |bias| bias.first(config.experts)),
+            table: w.table.as_ref().map_or(Pointer::NULL, Buffer::pointer),
+            tokens: self.step.params(rows).token,
+            ids: s.ids.first(pairs),
+            weights: s.weights.first(pairs),
             experts: config.experts as i32,
             used: config.experts_used as i32,
             scale: config.routed_scale,
-            padding: 0,
         }
     }
 
-    fn group(&self, groups: &GroupBuffers, first: usize, end: usize) -> StageResult {
+    fn permute(&self, to: &PermutationBuffers, first: usize, end: usize) -> StageResult {
         let (experts, used) = (self.config.experts, self.config.experts_used);
-        group_pairs(self.device, &self.scratch.ids, first * used..end * used, experts, groups)
+        permute_pairs(self.device(), &self.scratch.ids, first * used..end * used, experts, to)
     }
 
-    /// Runs the routed experts on `x`, and the shared one's last product: `y [n, used + 1, hidden]`.
-    pub fn run(
-        &self,
-        layer: usize,
-        x: &Buffer<u16>,
-        y: &Buffer<f32>,
-        shared_down: &Products,
-    ) -> StageResult {
-        let limit = self.config.layers[layer].swiglu_limit;
-        if self.decode_rows > 0 {
-            self.decode(limit, x, y, shared_down)?;
+    fn matrix(&self, m: &DeviceMatrix) -> ExpertMatrix {
+        ExpertMatrix {
+            weights: m.packed(),
+            ty: m.ty as i32,
+            rows: (m.rows / self.config.experts) as i32,
+            columns: m.cols as i32,
         }
-        if self.rows > self.decode_rows {
-            self.prefill(limit, x, y)?;
-            shared_down.run_prefill(self.device, self.grid, self.decode_rows, self.rows)?;
-        }
-        Ok(())
     }
 
-    fn stack(&self, m: &DeviceMatrix) -> Stack {
-        let (rows, columns) = ((m.rows / self.config.experts) as i32, m.cols as i32);
-        Stack { weights: m.planes, ty: m.ty as i32, rows, columns, padding: 0 }
+    /// Address of the hidden layers of `pairs` pairs.
+    fn hidden(&self, pairs: usize) -> Pointer {
+        self.scratch.hidden.first(pairs * self.config.expert_width)
     }
 
-    fn decode(
-        &self,
-        limit: f32,
-        x: &Buffer<u16>,
-        y: &Buffer<f32>,
-        shared_down: &Products,
-    ) -> StageResult {
+    /// Address of the results of rows up to `end`.
+    fn out(&self, end: usize) -> Pointer {
+        self.y.first(end * (self.config.experts_used + 1) * self.config.hidden)
+    }
+
+    /// Blocks for the decoded pairs of tiles of expert matrices of `rows` rows.
+    fn decode_blocks(&self, rows: usize) -> usize {
+        let experts = self.config.experts.min(self.decode_rows * self.config.experts_used);
+        (BLOCKS * self.device().multiprocessors()).min(experts * rows / TILE)
+    }
+
+    fn decode_integers(&self, limit: f32, shared_down: &Products) -> StageResult {
         let (config, s, w) = (self.config, self.scratch, self.weights);
-        let (rows, used) = (self.decode_rows, config.experts_used);
-        let groups = s.groups[0].pointers();
-        let most = config.experts.min(rows * used);
-        let busy = BLOCKS * self.device.multiprocessors();
-        let (gate, up) = (Arg::value(self.stack(&w.gate)), Arg::value(self.stack(&w.up)));
-        let down = Arg::value(self.stack(&w.down));
-        let (pair_weights, hidden) = (s.weights.pointer(), s.hidden.pointer());
-        let blocks = [busy.min(most * config.expert_width / TILE), 1, 1];
-        let down_blocks = busy.min(most * config.hidden / TILE);
-        let (shared, shared_blocks) = shared_down.only();
-        let (shared, y) = (Arg::value(shared), y.pointer());
-        let launch = |kernel, blocks, memory, arguments| {
-            self.device.launch(kernel, blocks, 32 * DECODE_WARPS, memory, arguments)
+        let (experts, used) = (config.experts, config.experts_used);
+        let (rows, pairs) = (self.decode_rows, self.decode_rows * used);
+        let permutation = s.permutations[0].params(experts, pairs);
+        let gate_up = GateUpQ2Params {
+            gate: self.matrix(&w.gate),
+            up: self.matrix(&w.up),
+            permutation,
+            pair_weights: s.weights.first(pairs),
+            x: self.quantised(),
+            hidden: self.hidden(pairs),
+            selectors: self.selectors.pointer(),
+            shared: shared_down.only(rows).0,
+            experts: experts as i32,
+            used: used as i32,
+            limit,
+            one: ONES,
+            rows: rows as i32,
         };
-        if self.are_integers() {
-            let x = Arg::value(self.quantised());
-            let (experts, selectors) = (config.experts, self.selectors);
-            let arguments = args![
-                gate,
-                up,
-                Arg::value(groups),
-                pair_weights,
-                x,
-                hidden,
-                experts,
-                used,
-                limit,
-                selectors,
-                ONES,
-                rows,
-                shared
-            ];
-            let memory = GATE_UP_SHARED + BLOCK_ROWS * config.hidden / UNIT_COLUMNS * INPUT_UNIT;
-            launch("experts_gate_up_q2", blocks, memory, arguments)?;
-            let arguments = args![down, Arg::value(groups), hidden, y, experts, used];
-            let memory =
-                DOWN_SHARED + BLOCK_ROWS * config.expert_width / UNIT_COLUMNS * HIDDEN_UNIT;
-            launch("experts_down_q2", [down_blocks, 1, 1], memory, arguments)
-        } else {
-            let x = x.pointer();
-            let arguments = args![
-                gate,
-                up,
-                Arg::value(groups),
-                pair_weights,
-                x,
-                hidden,
-                used,
-                limit,
-                self.grid
-            ];
-            launch("experts_gate_up_any", blocks, 0, arguments)?;
-            let arguments =
-                args![down, Arg::value(groups), hidden, y, used, rows, shared, self.grid];
-            let blocks = shared_blocks * rows.div_ceil(8) + down_blocks;
-            launch("experts_down_any", [blocks, 1, 1], 0, arguments)
+        let units = INTEGER_ROWS * config.hidden / INTEGER_COLUMNS;
+        let shared = GATE_UP_SHARED + units * INPUT_UNIT;
+        let blocks = self.decode_blocks(config.expert_width);
+        // SAFETY: the buffers have so many rows and pairs.
+        unsafe { self.launch_decode(EXPERTS_GATE_UP_Q2, blocks, shared, &gate_up) }?;
+        let down = DownQ2Params {
+            down: self.matrix(&w.down),
+            permutation,
+            hidden: self.hidden(pairs),
+            out: self.out(rows),
+            experts: experts as i32,
+            used: used as i32,
+        };
+        let units = INTEGER_ROWS * config.expert_width / INTEGER_COLUMNS;
+        let shared = DOWN_SHARED + units * HIDDEN_UNIT;
+        // SAFETY: as above.
+        unsafe {
+            self.launch_decode(EXPERTS_DOWN_Q2, self.decode_blocks(config.hidden), shared, &down)
         }
     }
 
-    fn prefill(&self, limit: f32, x: &Buffer<u16>, y: &Buffer<f32>) -> StageResult {
+    fn decode_any(&self, limit: f32, shared_down: &Products) -> StageResult {
         let (config, s, w) = (self.config, self.scratch, self.weights);
-        let used = config.experts_used;
-        let groups = &s.groups[1];
-        let tiles = most_tiles(config.experts, (self.rows - self.decode_rows) * used);
-        let shared = 4 * 8 * 1024;
+        let (experts, used) = (config.experts, config.experts_used);
+        let (rows, pairs) = (self.decode_rows, self.decode_rows * used);
+        let permutation = s.permutations[0].params(experts, pairs);
+        let iq2_grid = self.context.grid.pointer();
+        let gate_up = GateUpAnyParams {
+            gate: self.matrix(&w.gate),
+            up: self.matrix(&w.up),
+            permutation,
+            pair_weights: s.weights.first(pairs),
+            x: self.x.first(rows * config.hidden),
+            hidden: self.hidden(pairs),
+            iq2_grid,
+            used: used as i32,
+            limit,
+        };
+        let blocks = self.decode_blocks(config.expert_width);
+        // SAFETY: the buffers have so many rows and pairs.
+        unsafe { self.launch_decode(EXPERTS_GATE_UP_ANY, blocks, 0, &gate_up) }?;
+        let (shared, shared_blocks) = shared_down.only(rows);
+        let down = DownAnyParams {
+            down: self.matrix(&w.down),
+            permutation,
+            hidden: self.hidden(pairs),
+            out: self.out(rows),
+            iq2_grid,
+            shared,
+            used: used as i32,
+            rows: rows as i32,
+        };
+        let blocks = shared_blocks * rows.div_ceil(8) + self.decode_blocks(config.hidden);
+        // SAFETY: as above.
+        unsafe { self.launch_decode(EXPERTS_DOWN_ANY, blocks, 0, &down) }
+    }
+
+    /// Launches a kernel of decoding.
+    ///
+    /// # Safety
+    /// As [`Device::launch`].
+    unsafe fn launch_decode<P: Params>(
+        &self,
+        kernel: Kernel<P>,
+        blocks: usize,
+        shared: usize,
+        params: &P,
+    ) -> StageResult {
+        let grid = Grid { blocks: [blocks, 1, 1], threads: WARP * DECODE_WARPS, shared };
+        // SAFETY: as the caller says.
+        unsafe { self.device().launch(kernel, grid, params) }
+    }
+
+    fn prefill(&self, limit: f32) -> StageResult {
+        let (config, s, w) = (self.config, self.scratch, self.weights);
+        let (experts, used) = (config.experts, config.experts_used);
+        // Pairs are counted from the step's first row on.
+        let (rows, pairs) = (self.rows, self.rows * used);
+        let own_pairs = (self.rows - self.decode_rows) * used;
+        let (buffers, tiles) = (&s.permutations[1], most_tiles(experts, own_pairs));
+        let permutation = buffers.params(experts, own_pairs);
+        let (tile_list, tile_count) = (buffers.tiles.first(tiles), buffers.tile_count.first(1));
+        let iq2_grid = self.context.grid.pointer();
+        let grid = |blocks| Grid {
+            blocks: [blocks, tiles, 1],
+            threads: PREFILL_THREADS,
+            shared: PREFILL_SHARED,
+        };
+        let gate_up = PrefillGateUpParams {
+            gate: self.matrix(&w.gate),
+            up: self.matrix(&w.up),
+            permutation,
+            tiles: tile_list,
+            tile_count,
+            pair_weights: s.weights.first(pairs),
+            x: self.x.first(rows * config.hidden),
+            hidden: self.hidden(pairs),
+            iq2_grid,
+            used: used as i32,
+            limit,
+        };
         let fast = w.gate.ty == WeightType::Iq2Xxs;
-        self.device.launch(
-            if fast { "prefill_gate_up_q2" } else { "prefill_gate_up_any" },
-            [config.expert_width.div_ceil(128), tiles, 1],
-            128,
-            shared,
-            args![
-                Arg::value(self.stack(&w.gate)),
-                Arg::value(self.stack(&w.up)),
-                Arg::value(groups.pointers()),
-                groups.tiles.pointer(),
-                groups.tile_count.pointer(),
-                s.weights.pointer(),
-                x.pointer(),
-                s.hidden.pointer(),
-                used,
-                limit,
-                self.grid
-            ],
-        )?;
+        let kernel = if fast { PREFILL_GATE_UP_Q2 } else { PREFILL_GATE_UP_ANY };
+        let gate_up_grid = grid(config.expert_width.div_ceil(PREFILL_GATE_UP_ROWS));
+        // SAFETY: the buffers have so many rows and pairs, and the list so many tiles.
+        unsafe { self.device().launch(kernel, gate_up_grid, &gate_up) }?;
+        let down = PrefillDownParams {
+            down: self.matrix(&w.down),
+            permutation,
+            tiles: tile_list,
+            tile_count,
+            hidden: self.hidden(pairs),
+            out: self.out(rows),
+            iq2_grid,
+            used: used as i32,
+        };
         let fast = w.down.ty == WeightType::Q2K;
-        self.device.launch(
-            if fast { "prefill_down_q2" } else { "prefill_down_any" },
-            [config.hidden.div_ceil(256), tiles, 1],
-            128,
-            shared,
-            args![
-                Arg::value(self.stack(&w.down)),
-                Arg::value(groups.pointers()),
-                groups.tiles.pointer(),
-                groups.tile_count.pointer(),
-                s.hidden.pointer(),
-                y.pointer(),
-                used,
-                self.grid
-            ],
-        )
+        let kernel = if fast { PREFILL_DOWN_Q2 } else { PREFILL_DOWN_ANY };
+        let down_grid = grid(config.hidden.div_ceil(PREFILL_DOWN_ROWS));
+        // SAFETY: as above.
+        unsafe { self.device().launch(kernel, down_grid, &down) }
     }
 }
 
-/// Sorts `pairs` by the experts `ids` that they chose.
-fn group_pairs(
+/// Permutes `pairs` by the experts `ids` that they chose.
+fn permute_pairs(
     device: &Device,
     ids: &Buffer<u32>,
     pairs: Range<usize>,
     experts: usize,
-    groups: &GroupBuffers,
+    to: &PermutationBuffers,
 ) -> StageResult {
     if pairs.is_empty() {
         return Ok(());
     }
-    device.launch(
-        "group_pairs",
-        [experts.min(pairs.len()).min(GROUP_BLOCKS), 1, 1],
-        GROUP_THREADS,
-        0,
-        args![
-            ids.pointer(),
-            pairs.start,
-            pairs.end,
-            experts,
-            TILE_PAIRS,
-            groups.pairs.pointer(),
-            groups.starts.pointer(),
-            groups.active.pointer(),
-            groups.active_count.pointer(),
-            groups.tiles.pointer(),
-            groups.tile_count.pointer()
-        ],
-    )
+    assert!(experts <= PERMUTE_THREADS, "{experts} experts");
+    let params = PermutePairsParams {
+        ids: ids.first(pairs.end),
+        permutation: to.params(experts, pairs.len()),
+        tiles: to.tiles.first(most_tiles(experts, pairs.len())),
+        tile_count: to.tile_count.first(1),
+        first_pair: pairs.start as i32,
+        end_pair: pairs.end as i32,
+        experts: experts as i32,
+    };
+    let blocks = [experts.min(pairs.len()).min(PERMUTE_BLOCKS), 1, 1];
+    let grid = Grid { blocks, threads: PERMUTE_THREADS, shared: 0 };
+    // SAFETY: the buffers have room for so many pairs; the ids are below `experts`, since the router
+    // chose them, or were checked when the table was loaded.
+    unsafe { device.launch(PERMUTE_PAIRS, grid, &params) }
 }

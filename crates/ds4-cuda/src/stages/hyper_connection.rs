@@ -1,241 +1,202 @@
 //! Reading and writing the residual streams (docs/model.md, "Hyper-connections").
 
+#![allow(unsafe_code, reason = "launches kernels")]
+
 use std::ops::Range;
 
 use ds4_engine::backend::StageResult;
-use ds4_model::config::{Config, STREAMS};
+use ds4_model::config::Config;
 
 use crate::{
-    arguments::{Arg, args},
-    device::{Buffer, Device, Pointer},
-    scratch::Scratch,
+    constants::{BLOCK_ROWS, MIX_THREADS, SLICE, SLICE_ROWS, SLICE_SUMS, STREAMS, WARP},
+    device::{Buffer, Device, Grid},
+    kernel::{Kernel, Pointer},
+    params::{
+        COLLAPSE_ROWS, MIX_SLICES, MixConstants, MixFunction, READ_BY_ROWS, READ_BY_SLICES,
+        ReadStreamsParams,
+    },
     weights::HyperConnection,
 };
 
-#[cfg(test)]
-mod tests;
-
-/// Columns of a slice, and dot products kept of each.
-const SLICE: usize = 64;
-const SUMS: usize = 32;
-/// Threads that mix and collapse; where blocks share a row they have a warp more.
-const THREADS: usize = STREAMS * SLICE;
-/// Blocks among which the slices of all rows are shared, most rows whose blocks have one of them, and
-/// rows of a block where there are more.
+/// Blocks among which the slices of all rows are shared, and most rows whose blocks have one of them.
 const SLICE_BLOCKS: usize = 256;
 const FEW_ROWS: usize = 8;
-const SLICE_ROWS: usize = 4;
-/// Rows of a block that does everything for its rows.
-const BLOCK_ROWS: usize = 8;
-
-/// Mirrors `MixFunction` in kernels/hyper_connection.cu.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct MixFunction {
-    weights: Pointer,
-    halves: i32,
-    outputs: i32,
-}
-
-/// Mirrors `MixConstants` in kernels/hyper_connection.cu.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct MixConstants {
-    base: Pointer,
-    scale: Pointer,
-    hc_epsilon: f32,
-    rms_epsilon: f32,
-    sinkhorn_iterations: i32,
-    padding: i32,
-}
 
 /// Dot products kept for one row.
 pub fn sums_len(hidden: usize) -> usize {
-    hidden / SLICE * SUMS
+    hidden / SLICE * SLICE_SUMS
 }
 
-/// Mirrors `SliceReader` in kernels/hyper_connection.cu.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct SliceReader {
-    streams: Pointer,
-    y: Pointer,
-    post: Pointer,
-    comb: Pointer,
-    function: MixFunction,
-    constants: MixConstants,
-    norm: Pointer,
-    sums: Pointer,
-    x: Pointer,
-    x_low: Pointer,
-    rows: Pointer,
-    slots: i32,
-    hidden: i32,
-}
-
-/// The sublayer before, whose output is not in the streams yet.
+/// The residual streams, and what belongs to them.
 #[derive(Clone, Copy)]
-pub struct Pending {
-    /// Parts of the output that are to be added up.
+pub struct Streams<'a> {
+    /// `[n, 4, hidden]`.
+    pub streams: &'a Buffer<f32>,
+    /// The sublayer before, if its output is not in the streams yet.
+    pub pending: Option<Pending<'a>>,
+    /// Weights of a sublayer's output `[n, 4]`.
+    pub post: &'a Buffer<f32>,
+    /// Mixing of the streams `[n, 4, 4]`.
+    pub comb: &'a Buffer<f32>,
+    /// Room for dot products, [`sums_len`] for each row.
+    pub sums: &'a Buffer<f32>,
+    /// Counters of blocks, one for each row, zero before and after.
+    pub arrivals: &'a Buffer<u32>,
+}
+
+/// A sublayer's output.
+#[derive(Clone, Copy)]
+pub struct Pending<'a> {
+    /// `[n, slots, hidden]`.
+    pub y: &'a Buffer<f32>,
+    /// Parts that are to be added up.
     pub slots: usize,
 }
 
 /// What reads the streams.
+#[derive(Clone, Copy)]
 pub struct Reader<'a> {
     /// Mixing weights.
     pub hc: &'a HyperConnection,
     /// Norm of what is read.
     pub norm: &'a Buffer<f32>,
+    /// The next sublayer's input `[n, hidden]` in halves.
+    pub x: &'a Buffer<u16>,
+    /// What the halves leave over.
+    pub x_low: &'a Buffer<u16>,
 }
 
-/// Finishes `pending`, and reads the streams of `rows` rows into `scratch.x`. Those beyond
-/// `decode_rows` take a way of their own, however few they are: so a row's results do not depend
-/// on the rows beside it.
+/// Finishes the pending sublayer and reads the streams of `rows` rows. Those beyond `decode_rows`
+/// take a way of their own, however few they are: so a row's results do not depend on the rows
+/// beside it.
+///
+/// # Panics
+/// If a buffer has no room for the rows.
 pub fn read(
     device: &Device,
     config: &Config,
-    scratch: &Scratch,
+    streams: &Streams<'_>,
     decode_rows: usize,
     rows: usize,
-    pending: Option<Pending>,
     reader: &Reader<'_>,
 ) -> StageResult {
-    let mixing = Mixing::new(config, scratch, pending, reader);
-    let to = (&scratch.x, &scratch.x_low);
-    mixing.read_by_slices(device, decode_rows, to, Pointer::NULL)?;
-    mixing.read_by_rows(device, decode_rows..rows, to)
+    read_by_slices(device, config, streams, decode_rows, reader, None)?;
+    read_by_rows(device, config, streams, decode_rows..rows, reader)
 }
 
-/// The same for the output head: only `wanted` rows, whose numbers are in `scratch.head.rows`. The
-/// others stay unfinished.
+/// The same for the output head: only the first `wanted` rows of the numbers in `numbers`, of which
+/// each is below `rows`. The others stay unfinished.
+///
+/// # Panics
+/// If a buffer has no room for the rows.
 pub fn read_head(
     device: &Device,
     config: &Config,
-    scratch: &Scratch,
+    streams: &Streams<'_>,
+    rows: usize,
     wanted: usize,
-    pending: Option<Pending>,
+    numbers: &Buffer<u32>,
     reader: &Reader<'_>,
 ) -> StageResult {
-    let mixing = Mixing::new(config, scratch, pending, reader);
-    let head = &scratch.head;
-    mixing.read_by_slices(device, wanted, (&head.x, &head.x_low), head.rows.pointer())
+    read_by_slices(device, config, streams, wanted, reader, Some((numbers, rows)))
 }
 
-/// What the kernels work with.
-struct Mixing<'a> {
-    hidden: usize,
-    streams: &'a Buffer<f32>,
-    /// The pending output `[n, slots, hidden]`, or null.
-    y: Pointer,
-    slots: usize,
-    post: &'a Buffer<f32>,
-    comb: &'a Buffer<f32>,
-    sums: &'a Buffer<f32>,
-    arrivals: &'a Buffer<u32>,
-    function: MixFunction,
-    constants: MixConstants,
-    norm: Pointer,
+/// Decoding: blocks share a row. Reads the first `n` rows, or the first `n` of `wanted`, whose
+/// numbers are below the one given.
+fn read_by_slices(
+    device: &Device,
+    config: &Config,
+    streams: &Streams<'_>,
+    n: usize,
+    reader: &Reader<'_>,
+    wanted: Option<(&Buffer<u32>, usize)>,
+) -> StageResult {
+    let hidden = config.hidden;
+    let params = ReadStreamsParams {
+        sums: streams.sums.first(n * sums_len(hidden)),
+        arrivals: streams.arrivals.first(n),
+        wanted: wanted.map_or(Pointer::NULL, |(numbers, _)| numbers.first(n)),
+        end_row: n as i32,
+        ..params(config, streams, wanted.map_or(n, |(_, rows)| rows), n, reader)
+    };
+    let (slices, row) = (hidden / SLICE, hidden * size_of::<f32>());
+    let sharing = |groups: usize| (SLICE_BLOCKS / groups.max(1)).clamp(1, slices);
+    // A warp more than mix makes the weights for when the sublayer is done.
+    let (mixing, both) = (MIX_THREADS, MIX_THREADS + WARP);
+    let launch = |kernel: Kernel<ReadStreamsParams>, blocks, threads, shared| {
+        // SAFETY: the buffers have so many rows.
+        unsafe { device.launch(kernel, Grid { blocks, threads, shared }, &params) }
+    };
+    if n <= FEW_ROWS {
+        return launch(READ_BY_SLICES, [sharing(n), n, 1], both, row);
+    }
+    let groups = n.div_ceil(SLICE_ROWS);
+    launch(MIX_SLICES, [sharing(groups), groups, 1], mixing, 0)?;
+    launch(COLLAPSE_ROWS, [n, 1, 1], both, row)
 }
 
-impl<'a> Mixing<'a> {
-    fn new(
-        config: &Config,
-        scratch: &'a Scratch,
-        pending: Option<Pending>,
-        reader: &Reader<'_>,
-    ) -> Self {
-        let hc = reader.hc;
-        Mixing {
-            hidden: config.hidden,
-            streams: &scratch.streams,
-            y: pending.map_or(Pointer::NULL, |_| scratch.y.pointer()),
-            slots: pending.map_or(0, |p| p.slots),
-            post: &scratch.post,
-            comb: &scratch.comb,
-            sums: &scratch.mix_sums,
-            arrivals: &scratch.arrivals,
-            function: MixFunction {
-                weights: hc.function.weights.pointer(),
-                halves: i32::from(hc.function.halves),
-                outputs: hc.function.outputs as i32,
-            },
-            constants: MixConstants {
-                base: hc.base.pointer(),
-                scale: hc.scale.pointer(),
-                hc_epsilon: config.hc_epsilon,
-                rms_epsilon: config.rms_epsilon,
-                sinkhorn_iterations: config.sinkhorn_iterations as i32,
-                padding: 0,
-            },
-            norm: reader.norm.pointer(),
-        }
-    }
+/// Prefill: a block does everything for its rows.
+fn read_by_rows(
+    device: &Device,
+    config: &Config,
+    streams: &Streams<'_>,
+    rows: Range<usize>,
+    reader: &Reader<'_>,
+) -> StageResult {
+    let params = ReadStreamsParams {
+        first_row: rows.start as i32,
+        end_row: rows.end as i32,
+        ..params(config, streams, rows.end, rows.end, reader)
+    };
+    let grid = Grid {
+        blocks: [rows.len().div_ceil(BLOCK_ROWS), 1, 1],
+        threads: MIX_THREADS,
+        shared: config.hidden * size_of::<f32>(),
+    };
+    // SAFETY: the buffers have so many rows.
+    unsafe { device.launch(READ_BY_ROWS, grid, &params) }
+}
 
-    /// `rows` rows: the first ones, or those whose numbers are at `wanted`.
-    fn read_by_slices(
-        &self,
-        device: &Device,
-        rows: usize,
-        to: (&Buffer<u16>, &Buffer<u16>),
-        wanted: Pointer,
-    ) -> StageResult {
-        debug_assert!(rows <= self.arrivals.len());
-        let reader = SliceReader {
-            streams: self.streams.pointer(),
-            y: self.y,
-            post: self.post.pointer(),
-            comb: self.comb.pointer(),
-            function: self.function,
-            constants: self.constants,
-            norm: self.norm,
-            sums: self.sums.pointer(),
-            x: to.0.pointer(),
-            x_low: to.1.pointer(),
-            rows: wanted,
-            slots: self.slots as i32,
-            hidden: self.hidden as i32,
-        };
-        let (slices, row) = (self.hidden / SLICE, self.hidden * size_of::<f32>());
-        let sharing = |groups: usize| (SLICE_BLOCKS / groups.max(1)).clamp(1, slices);
-        if rows <= FEW_ROWS {
-            let arguments = args![Arg::value(reader), self.arrivals.pointer()];
-            let grid = [sharing(rows), rows, 1];
-            return device.launch("read_by_slices", grid, THREADS + 32, row, arguments);
-        }
-        let groups = rows.div_ceil(SLICE_ROWS);
-        let grid = [sharing(groups), groups, 1];
-        device.launch("mix_slices", grid, THREADS, 0, args![Arg::value(reader), rows])?;
-        let grid = [rows, 1, 1];
-        device.launch("collapse_rows", grid, THREADS + 32, row, args![Arg::value(reader)])
-    }
-
-    /// Any rows; not for the head.
-    fn read_by_rows(
-        &self,
-        device: &Device,
-        rows: Range<usize>,
-        to: (&Buffer<u16>, &Buffer<u16>),
-    ) -> StageResult {
-        device.launch(
-            "read_by_rows",
-            [rows.len().div_ceil(BLOCK_ROWS), 1, 1],
-            THREADS,
-            self.hidden * size_of::<f32>(),
-            args![
-                self.streams.pointer(),
-                self.y,
-                self.slots,
-                self.post.pointer(),
-                self.comb.pointer(),
-                Arg::value(self.function),
-                Arg::value(self.constants),
-                self.norm,
-                to.0.pointer(),
-                to.1.pointer(),
-                self.hidden,
-                rows.start,
-                rows.end
-            ],
-        )
+/// What all kernels read and write: `rows` rows of streams, `results` rows of results.
+fn params(
+    config: &Config,
+    s: &Streams<'_>,
+    rows: usize,
+    results: usize,
+    reader: &Reader<'_>,
+) -> ReadStreamsParams {
+    let (hidden, hc) = (config.hidden, reader.hc);
+    let weight = if hc.function.halves { size_of::<u16>() } else { size_of::<f32>() };
+    let outputs = hc.function.outputs;
+    ReadStreamsParams {
+        streams: s.streams.first(rows * STREAMS * hidden),
+        y: s.pending.map_or(Pointer::NULL, |p| p.y.first(rows * p.slots * hidden)),
+        post: s.post.first(rows * STREAMS),
+        comb: s.comb.first(rows * STREAMS * STREAMS),
+        function: MixFunction {
+            weights: hc.function.weights.first(outputs * STREAMS * hidden * weight),
+            halves: i32::from(hc.function.halves),
+            outputs: outputs as i32,
+        },
+        constants: MixConstants {
+            base: hc.base.first(outputs),
+            scale: hc.scale.first(outputs.div_ceil(STREAMS).min(3)),
+            hc_epsilon: config.hc_epsilon,
+            rms_epsilon: config.rms_epsilon,
+            sinkhorn_iterations: config.sinkhorn_iterations as i32,
+        },
+        norm: reader.norm.first(hidden),
+        sums: Pointer::NULL,
+        arrivals: Pointer::NULL,
+        x: reader.x.first(results * hidden),
+        x_low: reader.x_low.first(results * hidden),
+        wanted: Pointer::NULL,
+        slots: s.pending.map_or(0, |p| p.slots) as i32,
+        hidden: hidden as i32,
+        first_row: 0,
+        end_row: 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,18 +1,17 @@
 //! Launches of the kernels in kernels/indexer.cu.
 
+#![allow(unsafe_code, reason = "launches kernels")]
+
 use std::ops::Range;
 
+use super::{attention::AttentionLayer, columns::Columns};
+use crate::{
+    constants::{HEAD_PARTS, INDEX_DIM, KEY_TILE, SELECT_THREADS, WARP},
+    device::{Buffer, Grid},
+    params::{SELECT_ROWS, SelectRowsParams},
+};
 use ds4_engine::backend::StageResult;
-use ds4_model::config::INDEX_DIM;
 
-use super::attention::{AttentionLayer, Products};
-use crate::arguments::args;
-use crate::device::Buffer;
-
-/// Keys that a warp scores at a time.
-const WARP_KEYS: usize = 32;
-/// Warps that may share a tile of keys in decoding; mirrors HEAD_PARTS in kernels/indexer.cu.
-const HEAD_PARTS: usize = 4;
 /// Blocks that are aimed for: every multiprocessor has room for two small ones.
 const BLOCKS: usize = 264;
 /// Queries up to which blocks are large: preparing a query then takes longer than scoring.
@@ -25,9 +24,9 @@ pub struct Select<'a> {
     /// Rows to choose.
     pub top_k: usize,
     /// Raw queries `[n, heads · 128]`.
-    pub queries: Products,
+    pub queries: Columns<'a>,
     /// Raw head weights `[n, heads]`.
-    pub head_weights: Products,
+    pub head_weights: Columns<'a>,
     /// Room for scores.
     pub scores: &'a Buffer<f32>,
     /// Scores of a row: no row may see more index keys.
@@ -57,37 +56,35 @@ pub fn select(layer: &AttentionLayer<'_>, rows: Range<usize>, s: &Select<'_>) ->
 }
 
 fn select_some(layer: &AttentionLayer<'_>, rows: Range<usize>, s: &Select<'_>) -> StageResult {
-    debug_assert!(rows.len() <= s.arrivals.len());
     let heads = s.heads.next_multiple_of(8);
-    let (threads, blocks) =
-        if rows.len() <= FEW_QUERIES { (512, BLOCKS / 2) } else { (256, BLOCKS) };
+    let (threads, blocks) = if rows.len() <= FEW_QUERIES {
+        (SELECT_THREADS, BLOCKS / 2)
+    } else {
+        (SELECT_THREADS / 2, BLOCKS)
+    };
     let parts = if s.decoded { HEAD_PARTS } else { 1 };
-    let keys = threads / 32 / parts * WARP_KEYS;
+    let keys = threads / WARP / parts * KEY_TILE;
     let blocks = blocks.div_ceil(rows.len()).min(s.capacity.div_ceil(keys));
-    layer.device.launch(
-        "select_rows",
-        [blocks, rows.len(), 1],
+    let params = SelectRowsParams {
+        at: layer.params(&rows),
+        queries: s.queries.of(rows.end, s.heads * INDEX_DIM),
+        head_weights: s.head_weights.of(rows.end, s.heads),
+        rotations: layer.rotations(rows.end),
+        scores: s.scores.first(rows.len() * s.capacity),
+        arrivals: s.arrivals.first(rows.len()),
+        selected: s.selected.first(rows.end * s.top_k),
+        heads: s.heads as u32,
+        top_k: s.top_k as u32,
+        query_stride: s.queries.stride as u32,
+        weight_stride: s.head_weights.stride as u32,
+        parts: parts as u32,
+        capacity: s.capacity as u32,
+    };
+    let grid = Grid {
+        blocks: [blocks, rows.len(), 1],
         threads,
-        heads * (2 * INDEX_DIM + size_of::<f32>()),
-        args![
-            layer.step,
-            rows.start,
-            layer.caches,
-            layer.layer,
-            layer.layers,
-            s.heads,
-            s.top_k,
-            s.queries.pointer,
-            s.queries.stride,
-            s.head_weights.pointer,
-            s.head_weights.stride,
-            layer.rotations,
-            layer.rounds(),
-            parts,
-            s.scores.pointer(),
-            s.capacity,
-            s.arrivals.pointer(),
-            s.selected.pointer()
-        ],
-    )
+        shared: heads * (INDEX_DIM * size_of::<u16>() + size_of::<f32>()),
+    };
+    // SAFETY: the buffers have so many rows, and no row sees more than `capacity` keys.
+    unsafe { layer.device.launch(SELECT_ROWS, grid, &params) }
 }

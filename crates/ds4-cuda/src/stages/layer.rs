@@ -9,15 +9,16 @@ use ds4_engine::{
 use ds4_model::config::{Config, HEAD_DIM, INDEX_DIM, LayerKind};
 
 use super::{
-    attention::{self, Attend, AttentionLayer, Partials, Products},
+    attention::{self, Attend, AttentionLayer, Partials},
+    columns::Columns,
     compressor::{self, Compressor, Inputs, KeyValues, Latent},
+    embed,
     experts::ExpertStage,
-    hyper_connection::{self, Pending, Reader},
+    hyper_connection::{self, Pending, Reader, Streams},
     indexer::{self, Select},
 };
 use crate::{
-    arguments::{Arg, args},
-    device::{Buffer, Device, Pointer},
+    device::{Buffer, Device},
     products::Context,
     scratch::{PARTIAL_ROWS, Scratch, key_capacity},
     weights::{self, Weights},
@@ -75,42 +76,30 @@ pub struct CudaStep<'a> {
     pub scratch: &'a Scratch,
     pub shape: Shape,
     /// The sublayer whose output is spread over the streams when they are read next.
-    pub pending: Option<Pending>,
+    pub pending: Option<Sublayer>,
 }
 
 impl Step for CudaStep<'_> {
     /// Embeds the tokens, and computes the rotations of their positions.
     fn embed(&mut self) -> StageResult {
-        let (s, table) = (self.scratch, &self.weights.token_embedding);
-        let step = s.step.pointers();
-        self.device.launch(
-            "embed",
-            [self.shape.rows, 1, 1],
-            256,
-            0,
-            args![
-                step,
-                Arg::value(table.planes),
-                table.ty as i32,
-                self.config.hidden,
-                s.streams.pointer(),
-                self.grid()
-            ],
-        )?;
-        let (frequencies, out) = (self.frequencies.pointer(), s.rotations.pointer());
-        attention::rotations(self.device, step, self.shape.rows, frequencies, out)
+        let (s, rows, table) = (self.scratch, self.shape.rows, &self.weights.token_embedding);
+        let (step, grid) = (s.step.rows(), &self.weights.iq2_grid);
+        embed::embed(self.device, step, rows, table, grid, &s.streams)?;
+        attention::rotations(self.device, step, rows, self.frequencies, &s.rotations)
     }
 
     fn hc_pre(&mut self, layer: usize, sublayer: Sublayer) -> StageResult {
-        let w = &self.weights.layers[layer];
-        let reader = match sublayer {
-            Sublayer::Attention => Reader { hc: &w.attn_hc, norm: &w.attn.norm },
-            Sublayer::Experts => Reader { hc: &w.ffn_hc, norm: &w.ffn.norm },
+        let (s, w) = (self.scratch, &self.weights.layers[layer]);
+        let (hc, norm) = match sublayer {
+            Sublayer::Attention => (&w.attn_hc, &w.attn.norm),
+            Sublayer::Experts => (&w.ffn_hc, &w.ffn.norm),
         };
-        let (device, config, s) = (self.device, self.config, self.scratch);
+        let reader = Reader { hc, norm, x: &s.x, x_low: &s.x_low };
         let Shape { decode_rows, rows, .. } = self.shape;
-        let pending = self.pending.take();
-        hyper_connection::read(device, config, s, decode_rows, rows, pending, &reader)
+        let streams = self.streams();
+        hyper_connection::read(self.device, self.config, &streams, decode_rows, rows, &reader)?;
+        self.pending = None;
+        Ok(())
     }
 
     /// Nothing in a layer's compressors waits for its queries, so that all inputs are finished in
@@ -130,8 +119,8 @@ impl Step for CudaStep<'_> {
         let select = |decoded, capacity| Select {
             heads,
             top_k: config.index_top_k,
-            queries: Products { pointer: s.index_queries.pointer(), stride: heads * INDEX_DIM },
-            head_weights: Products { pointer: s.head_weights.pointer(), stride: heads },
+            queries: Columns::all(&s.index_queries, heads * INDEX_DIM),
+            head_weights: Columns::all(&s.head_weights, heads),
             scores: &s.key_scores,
             capacity,
             arrivals: &s.arrivals,
@@ -158,7 +147,7 @@ impl Step for CudaStep<'_> {
             kv_rows: &s.kv_rows,
             selected: &s.selected,
             top_k: self.config.index_top_k,
-            sinks: self.weights.layers[layer].attn.sinks.pointer(),
+            sinks: &self.weights.layers[layer].attn.sinks,
             out: &s.attended,
         };
         let partials = Partials { sums: &s.partial_sums, totals: &s.partial_totals };
@@ -182,49 +171,52 @@ impl Step for CudaStep<'_> {
     }
 
     fn route(&mut self, layer: usize) -> StageResult {
-        let (s, experts) = (self.scratch, self.experts(layer));
-        let Shape { decode_rows, rows, .. } = self.shape;
-        s.layers[layer].experts_input.run_and_prepare(
-            &self.context(),
-            decode_rows,
-            rows,
-            &experts.preparation(&s.x, &s.x_low, &s.arrivals),
-        )?;
-        experts.route()
+        self.experts(layer).route(&self.scratch.layers[layer].experts_input)
     }
 
     fn run_experts(&mut self, layer: usize) -> StageResult {
-        let s = self.scratch;
-        self.experts(layer).run(layer, &s.x, &s.y, &s.layers[layer].shared_down)
+        self.experts(layer).run(layer, &self.scratch.layers[layer].shared_down)
     }
 
     /// Left to the next stage that reads the streams, whose kernel spreads the output first.
     fn hc_post(&mut self, _layer: usize, sublayer: Sublayer) -> StageResult {
-        self.pending = Some(self.output_of(sublayer));
+        self.pending = Some(sublayer);
         Ok(())
     }
 
     /// Logits go to `scratch.head.logits`.
     fn head(&mut self) -> StageResult {
         let (s, w) = (self.scratch, self.weights);
-        let Shape { decode_logits, logits, .. } = self.shape;
+        let Shape { decode_logits, logits, rows, .. } = self.shape;
         if logits == 0 {
             return Ok(());
         }
-        let reader = Reader { hc: &w.output_hc, norm: &w.output_norm };
-        let (device, config, pending) = (self.device, self.config, self.pending.take());
-        hyper_connection::read_head(device, config, s, logits, pending, &reader)?;
-        s.head.products.run(&self.context(), decode_logits, logits)
+        let head = &s.head;
+        let (hc, norm) = (&w.output_hc, &w.output_norm);
+        let reader = Reader { hc, norm, x: &head.x, x_low: &head.x_low };
+        let (device, config, streams) = (self.device, self.config, self.streams());
+        let wanted = head.rows.buffer();
+        hyper_connection::read_head(device, config, &streams, rows, logits, wanted, &reader)?;
+        head.products.run(&self.context(), decode_logits, logits)
     }
 }
 
 impl CudaStep<'_> {
-    /// The output of a sublayer in `scratch.y`: attention's is one part, the experts' one for each
-    /// expert.
-    pub fn output_of(&self, sublayer: Sublayer) -> Pending {
-        match sublayer {
-            Sublayer::Attention => Pending { slots: 1 },
-            Sublayer::Experts => Pending { slots: self.config.experts_used + 1 },
+    /// The streams, and the output that is still to be spread over them: attention's is one part,
+    /// the experts' one for each expert.
+    fn streams(&self) -> Streams<'_> {
+        let s = self.scratch;
+        let pending = self.pending.map(|sublayer| match sublayer {
+            Sublayer::Attention => Pending { y: &s.y, slots: 1 },
+            Sublayer::Experts => Pending { y: &s.y, slots: self.config.experts_used + 1 },
+        });
+        Streams {
+            streams: &s.streams,
+            pending,
+            post: &s.post,
+            comb: &s.comb,
+            sums: &s.mix_sums,
+            arrivals: &s.arrivals,
         }
     }
 
@@ -232,33 +224,38 @@ impl CudaStep<'_> {
         let (s, w) = (self.scratch, &self.weights.layers[layer]);
         let width = self.config.q_rank;
         let latent = Latent {
-            raw: Products { pointer: s.raw_latent.pointer(), stride: width },
+            raw: Columns::all(&s.raw_latent, width),
             width,
-            norm: w.attn.q_a_norm.pointer(),
+            norm: &w.attn.q_a_norm,
             out: &s.latent,
             low: &s.latent_low,
         };
         let key_values = KeyValues {
-            raw: Products { pointer: s.raw_kv.pointer(), stride: HEAD_DIM },
-            norm: w.attn.kv_norm.pointer(),
+            raw: Columns::all(&s.raw_kv, HEAD_DIM),
+            norm: &w.attn.kv_norm,
             rows: &s.kv_rows,
-        };
-        let part = |c: &weights::Compressor, values: &Buffer<f32>, scores: &Buffer<f32>| {
-            let products = |b: &Buffer<f32>| Products { pointer: b.pointer(), stride: c.kv.rows };
-            Compressor {
-                values: products(values),
-                scores: products(scores),
-                bias: c.position_bias.pointer(),
-                norm: c.norm.pointer(),
-                frequencies: self.frequencies.at(PAIRS),
-            }
         };
         let index = w.indexer.as_ref().map(|i| &i.compressor);
         Inputs {
             latent: Some(latent),
             key_values: Some(key_values),
-            compressor: w.compressor.as_ref().map(|c| part(c, &s.values, &s.scores)),
-            index: index.map(|c| part(c, &s.index_values, &s.index_scores)),
+            compressor: w.compressor.as_ref().map(|c| self.compressor(c, &s.values, &s.scores)),
+            index: index.map(|c| self.compressor(c, &s.index_values, &s.index_scores)),
+        }
+    }
+
+    fn compressor<'a>(
+        &'a self,
+        c: &'a weights::Compressor,
+        values: &'a Buffer<f32>,
+        scores: &'a Buffer<f32>,
+    ) -> Compressor<'a> {
+        Compressor {
+            values: Columns::all(values, c.kv.rows),
+            scores: Columns::all(scores, c.kv.rows),
+            bias: &c.position_bias,
+            norm: &c.norm,
+            frequencies: self.frequencies,
         }
     }
 
@@ -273,11 +270,8 @@ impl CudaStep<'_> {
     }
 
     fn context(&self) -> Context<'_> {
-        Context { device: self.device, grid: self.grid(), workspace: &self.scratch.workspace }
-    }
-
-    fn grid(&self) -> Pointer {
-        self.weights.iq2_grid.pointer()
+        let (grid, workspace) = (&self.weights.iq2_grid, &self.scratch.workspace);
+        Context { device: self.device, grid, workspace }
     }
 
     fn attention(&self, layer: usize) -> AttentionLayer<'_> {
@@ -286,26 +280,30 @@ impl CudaStep<'_> {
         let set = if kind == LayerKind::Swa { 0 } else { self.shape.rows * PAIRS * 2 };
         AttentionLayer {
             device: self.device,
-            step: self.scratch.step.pointers(),
-            caches: self.scratch.caches.pointer(),
+            step: self.scratch.step.rows(),
+            caches: self.scratch.caches.buffer(),
             layer,
             layers: self.config.layers.len(),
             kind,
             rounding: self.rounding,
             epsilon: self.config.rms_epsilon,
-            rotations: self.scratch.rotations.at(set),
+            rotations: Columns { buffer: &self.scratch.rotations, first: set, stride: 2 * PAIRS },
         }
     }
 
     fn experts(&self, layer: usize) -> ExpertStage<'_> {
+        let s = self.scratch;
         ExpertStage {
-            device: self.device,
+            context: self.context(),
             config: self.config,
-            step: self.scratch.step.pointers(),
+            step: s.step.rows(),
             weights: &self.weights.layers[layer].ffn,
-            scratch: &self.scratch.experts,
-            grid: self.grid(),
-            selectors: self.weights.iq2_selectors.pointer(),
+            scratch: &s.experts,
+            selectors: &self.weights.iq2_selectors,
+            x: &s.x,
+            x_low: &s.x_low,
+            y: &s.y,
+            arrivals: &s.arrivals,
             decode_rows: self.shape.decode_rows,
             rows: self.shape.rows,
         }

@@ -2,7 +2,9 @@
 
 pub mod argmax;
 pub mod attention;
+pub mod columns;
 pub mod compressor;
+pub mod embed;
 pub mod experts;
 pub mod hyper_connection;
 pub mod indexer;

@@ -17,11 +17,12 @@ use crate::{
     cache::LayerPointers,
     device::{Buffer, Device},
     stages::{
-        attention::{self, Attend, AttentionLayer, Partials, Products, partial_len},
+        attention::{self, Attend, AttentionLayer, Partials, partial_len},
+        columns::Columns,
         compressor::{self, Compressor, Inputs, KeyValues, Latent},
         indexer::{self, Select},
     },
-    step::StepPointers,
+    step::StepRows,
 };
 
 const EPSILON: f32 = 1e-6;
@@ -200,7 +201,9 @@ impl Harness {
             }
             let inputs = self.inputs(sessions, spans);
             self.upload(&mut work, sessions, &inputs);
-            graph.launch().expect("a replay");
+            #[allow(unsafe_code, reason = "launches kernels")]
+            // SAFETY: the buffers of `work` and of the sessions are alive, and the table is new.
+            unsafe { graph.launch() }.expect("a replay");
             self.check(&work, sessions, &inputs);
         }
     }
@@ -239,8 +242,8 @@ impl Harness {
         let raw = self.device.buffer(rows).expect("memory");
         let norm = self.device.buffer(&vec![NEUTRAL_NORM; HEAD_DIM]).expect("memory");
         let layer = AttentionLayer { epsilon: NEUTRAL_EPSILON, ..self.layer(&work) };
-        let raw = Products { pointer: raw.pointer(), stride: HEAD_DIM };
-        let key_values = KeyValues { raw, norm: norm.pointer(), rows: &work.kv_rows };
+        let raw = Columns::all(&raw, HEAD_DIM);
+        let key_values = KeyValues { raw, norm: &norm, rows: &work.kv_rows };
         let inputs = Inputs { key_values: Some(key_values), ..Inputs::default() };
         compressor::finish_inputs(&layer, n, 0, &inputs).expect("a launch");
         self.device.download(&work.kv_rows, 0..work.kv_rows.len()).expect("rows")
@@ -265,7 +268,7 @@ impl Harness {
             self.upload(&mut work, &mut session, &inputs);
             let layer = AttentionLayer { epsilon: NEUTRAL_EPSILON, ..self.layer(&work) };
             let (compressor, mut index) = self.compressors(&work);
-            (index.norm, index.bias) = (norm.pointer(), bias.pointer());
+            (index.norm, index.bias) = (&norm, &bias);
             let inputs =
                 Inputs { compressor: Some(compressor), index: Some(index), ..Inputs::default() };
             compressor::finish_inputs(&layer, 4, 4, &inputs).expect("a launch");
@@ -386,15 +389,15 @@ impl Harness {
         let (compressor, index) = self.compressors(work);
         let inputs = Inputs {
             latent: Some(Latent {
-                raw: Products { pointer: work.raw_latent.pointer(), stride: LATENT + 4 },
+                raw: Columns::all(&work.raw_latent, LATENT + 4),
                 width: LATENT,
-                norm: self.weights.latent_norm.device.pointer(),
+                norm: &self.weights.latent_norm.device,
                 out: &work.latent,
                 low: &work.latent_low,
             }),
             key_values: Some(KeyValues {
-                raw: Products { pointer: work.raw_kv.at(RAW_OFFSET), stride: RAW_STRIDE },
-                norm: self.weights.kv_norm.device.pointer(),
+                raw: Columns { buffer: &work.raw_kv, first: RAW_OFFSET, stride: RAW_STRIDE },
+                norm: &self.weights.kv_norm.device,
                 rows: &work.kv_rows,
             }),
             compressor: (self.shape.kind != LayerKind::Swa).then_some(compressor),
@@ -412,57 +415,52 @@ impl Harness {
             .expect("launches");
     }
 
-    fn attend<'a>(&self, work: &'a Work, out: &'a Buffer<u16>) -> Attend<'a> {
+    fn attend<'a>(&'a self, work: &'a Work, out: &'a Buffer<u16>) -> Attend<'a> {
         Attend {
             heads: self.shape.heads,
             queries: &work.queries,
             kv_rows: &work.kv_rows,
             selected: &work.selected,
             top_k: self.shape.top_k,
-            sinks: self.weights.sinks.device.pointer(),
+            sinks: &self.weights.sinks.device,
             out,
         }
     }
 
-    fn layer(&self, work: &Work) -> AttentionLayer<'_> {
-        let array = |i: usize| work.step.at(i * work.rows);
+    fn layer<'a>(&'a self, work: &'a Work) -> AttentionLayer<'a> {
         let yarn = if self.shape.kind == LayerKind::Swa { 0 } else { work.rotations.len() / 2 };
         AttentionLayer {
             device: &self.device,
-            step: StepPointers {
-                token: array(0),
-                position: array(1),
-                session: array(2),
-                span_position: array(3),
-                span_row: array(4),
-            },
-            caches: work.table.pointer(),
+            step: StepRows { table: &work.step, rows: work.rows },
+            caches: &work.table,
             layer: LAYER,
             layers: LAYERS,
             kind: self.shape.kind,
             rounding: self.shape.rounding,
             epsilon: EPSILON,
-            rotations: work.rotations.at(yarn),
+            rotations: Columns { buffer: &work.rotations, first: yarn, stride: 2 * rope::PAIRS },
         }
     }
 
     fn rotate(&self, work: &Work) {
-        let frequencies = self.weights.frequencies.pointer();
-        let (step, out) = (self.layer(work).step, work.rotations.pointer());
-        attention::rotations(&self.device, step, work.rows, frequencies, out).expect("a launch");
+        let (frequencies, step) = (&self.weights.frequencies, self.layer(work).step);
+        attention::rotations(&self.device, step, work.rows, frequencies, &work.rotations)
+            .expect("a launch");
     }
 
-    fn compressors(&self, work: &Work) -> (Compressor, Compressor) {
-        let compressor = |inputs: &Buffer<f32>, width: usize, bias: &Vector, norm: &Vector| {
-            let products = |column| Products { pointer: inputs.at(column), stride: 2 * width };
-            Compressor {
-                values: products(0),
-                scores: products(width.min(inputs.len())),
-                bias: bias.device.pointer(),
-                norm: norm.device.pointer(),
-                frequencies: self.weights.frequencies.at(rope::PAIRS),
-            }
-        };
+    fn compressors<'a>(&'a self, work: &'a Work) -> (Compressor<'a>, Compressor<'a>) {
+        let frequencies = &self.weights.frequencies;
+        let compressor =
+            |buffer: &'a Buffer<f32>, width: usize, bias: &'a Vector, norm: &'a Vector| {
+                let columns = |first| Columns { buffer, first, stride: 2 * width };
+                Compressor {
+                    values: columns(0),
+                    scores: columns(width),
+                    bias: &bias.device,
+                    norm: &norm.device,
+                    frequencies,
+                }
+            };
         let (w, width) = (&self.weights, self.shape.kind.compressor_width());
         (
             compressor(&work.inputs, width, &w.bias, &w.norm),
@@ -475,14 +473,8 @@ impl Harness {
         let select = |decoded: bool| Select {
             heads: shape.index_heads,
             top_k: shape.top_k,
-            queries: Products {
-                pointer: work.index_queries.pointer(),
-                stride: shape.index_heads * INDEX_DIM,
-            },
-            head_weights: Products {
-                pointer: work.head_weights.pointer(),
-                stride: head_stride(shape.index_heads),
-            },
+            queries: Columns::all(&work.index_queries, shape.index_heads * INDEX_DIM),
+            head_weights: Columns::all(&work.head_weights, head_stride(shape.index_heads)),
             scores: scores[usize::from(!decoded)],
             capacity: shape.keys,
             arrivals: &work.arrivals,

@@ -14,7 +14,7 @@ use ds4_engine::{
 };
 use ds4_model::config::{HEAD_DIM, INDEX_DIM, LayerKind};
 
-use crate::device::{Device, Pointer};
+use crate::{device::Device, kernel::Pointer};
 use harness::{Harness, Session, Shape, device};
 
 const KINDS: [LayerKind; 3] = [LayerKind::Swa, LayerKind::Csa, LayerKind::Hca];

@@ -1,22 +1,22 @@
-//! Grouping against a plain loop over the pairs.
+//! Permuting pairs against a plain loop over the pairs.
 
 use super::*;
 use crate::stages::attention_tests::harness::device;
 
 const USED: usize = 6;
 
-/// What a group's buffers must hold.
+/// What the buffers must hold.
 #[derive(Debug, PartialEq)]
 struct Expected {
     pairs: Vec<u32>,
-    starts: Vec<u32>,
+    offsets: Vec<u32>,
     active: Vec<u32>,
     tiles: Vec<[u32; 2]>,
 }
 
 #[test]
 #[ignore = "needs a CUDA device or the emulator"]
-fn pairs_are_grouped_by_expert() {
+fn pairs_are_permuted_by_expert() {
     let device = device();
     let mut random = fastrand::Rng::with_seed(5);
     let shapes: [(usize, usize, usize, bool); 8] = [
@@ -41,7 +41,7 @@ fn pairs_are_grouped_by_expert() {
         let one = choice(&mut random);
         let ids: Vec<u32> =
             (0..rows).flat_map(|_| if same { one.clone() } else { choice(&mut random) }).collect();
-        let found = group_on(&device, &ids, experts, first);
+        let found = permute_on(&device, &ids, experts, first);
         assert_eq!(
             found,
             expected(&ids, experts, first),
@@ -50,28 +50,28 @@ fn pairs_are_grouped_by_expert() {
     }
 }
 
-fn group_on(device: &Device, ids: &[u32], experts: usize, first: usize) -> Expected {
+fn permute_on(device: &Device, ids: &[u32], experts: usize, first: usize) -> Expected {
     let pairs = ids.len() - first * USED;
-    let groups = GroupBuffers::new(device, experts, pairs).unwrap();
+    let permutation = PermutationBuffers::new(device, experts, pairs).unwrap();
     let ids_on_device = device.buffer(ids).unwrap();
-    group_pairs(device, &ids_on_device, first * USED..ids.len(), experts, &groups).unwrap();
-    let active = device.download(&groups.active_count, 0..1).unwrap()[0] as usize;
-    let tiles = device.download(&groups.tile_count, 0..1).unwrap()[0] as usize;
+    permute_pairs(device, &ids_on_device, first * USED..ids.len(), experts, &permutation).unwrap();
+    let active = device.download(&permutation.active_count, 0..1).unwrap()[0] as usize;
+    let tiles = device.download(&permutation.tile_count, 0..1).unwrap()[0] as usize;
     Expected {
-        pairs: device.download(&groups.pairs, 0..pairs).unwrap(),
-        starts: device.download(&groups.starts, 0..experts + 1).unwrap(),
-        active: device.download(&groups.active, 0..active).unwrap(),
-        tiles: device.download(&groups.tiles, 0..tiles).unwrap(),
+        pairs: device.download(&permutation.pairs, 0..pairs).unwrap(),
+        offsets: device.download(&permutation.offsets, 0..experts + 1).unwrap(),
+        active: device.download(&permutation.active, 0..active).unwrap(),
+        tiles: device.download(&permutation.tiles, 0..tiles).unwrap(),
     }
 }
 
 fn expected(ids: &[u32], experts: usize, first: usize) -> Expected {
-    let mut e = Expected { pairs: vec![], starts: vec![0], active: vec![], tiles: vec![] };
+    let mut e = Expected { pairs: vec![], offsets: vec![0], active: vec![], tiles: vec![] };
     for expert in 0..experts as u32 {
         let start = e.pairs.len();
         e.pairs.extend((first * USED..ids.len()).filter(|&i| ids[i] == expert).map(|i| i as u32));
         let end = e.pairs.len();
-        e.starts.push(end as u32);
+        e.offsets.push(end as u32);
         if end > start {
             e.active.push(expert);
         }

@@ -1,9 +1,10 @@
 //! Both ways of reading the streams against plain Rust in f64, at full width.
 
+use ds4_model::synth;
 use half::f16;
 
 use super::*;
-use crate::stages::attention_tests::harness::device;
+use crate::{stages::attention_tests::harness::device, weights::MixMatrix};
 
 const HIDDEN: usize = 4096;
 const OUTPUTS: usize = 24;
@@ -124,32 +125,28 @@ impl Inputs {
         let arrivals = device.alloc_zeroed(ROWS).unwrap();
         let (x, x_low) =
             (device.alloc(ROWS * self.hidden).unwrap(), device.alloc(ROWS * self.hidden).unwrap());
-        let mixing = Mixing {
-            hidden: self.hidden,
+        let hc = HyperConnection {
+            function: MixMatrix { weights, halves: self.halves, outputs: OUTPUTS },
+            base,
+            scale,
+        };
+        let both = Streams {
             streams: &streams,
-            y: y.as_ref().map_or(Pointer::NULL, Buffer::pointer),
-            slots: self.slots,
+            pending: y.as_ref().map(|y| Pending { y, slots: self.slots }),
             post: &post,
             comb: &comb,
             sums: &sums,
             arrivals: &arrivals,
-            function: MixFunction {
-                weights: weights.pointer(),
-                halves: i32::from(self.halves),
-                outputs: OUTPUTS as i32,
-            },
-            constants: MixConstants {
-                base: base.pointer(),
-                scale: scale.pointer(),
-                hc_epsilon: HC_EPSILON,
-                rms_epsilon: RMS_EPSILON,
-                sinkhorn_iterations: ITERATIONS as i32,
-                padding: 0,
-            },
-            norm: norm.pointer(),
         };
-        mixing.read_by_slices(device, few, (&x, &x_low), Pointer::NULL).unwrap();
-        mixing.read_by_rows(device, few..ROWS, (&x, &x_low)).unwrap();
+        let reader = Reader { hc: &hc, norm: &norm, x: &x, x_low: &x_low };
+        let config = Config {
+            hidden: self.hidden,
+            hc_epsilon: HC_EPSILON,
+            rms_epsilon: RMS_EPSILON,
+            sinkhorn_iterations: ITERATIONS,
+            ..synth::tiny()
+        };
+        read(device, &config, &both, few, ROWS, &reader).unwrap();
         assert!(device.download(&arrivals, 0..ROWS).unwrap().iter().all(|&count| count == 0));
         let floats = |b: &Buffer<f32>| -> Vec<f64> {
             let values = device.download(b, 0..b.len()).unwrap();

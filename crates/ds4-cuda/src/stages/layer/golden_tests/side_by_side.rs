@@ -149,10 +149,9 @@ impl SideBySide {
         let pointers = ours.caches.iter().map(Cache::pointers);
         scratch.caches.upload(&ours.device, pointers, config.layers.len()).expect("addresses");
         let crowded = batch.spans.iter().any(|s| visible(s) > config.index_top_k);
-        scratch.step.fill(batch, crowded);
+        scratch.step.fill(batch, crowded).expect("tables");
         scratch.step.upload(&ours.device).expect("tables");
-        let wanted: Vec<u32> = batch.logit_rows.iter().map(|r| *r as u32).collect();
-        ours.device.upload(&mut scratch.head.rows, 0, &wanted).expect("rows");
+        scratch.head.rows.upload(&ours.device, &batch.logit_rows).expect("rows");
     }
 }
 
@@ -178,7 +177,7 @@ impl OnDevice {
 
     /// A step of the device, with the output of `pending` still to be spread.
     pub fn begin_step(&self, shape: Shape, pending: Option<Sublayer>) -> CudaStep<'_> {
-        let mut step = CudaStep {
+        CudaStep {
             device: &self.device,
             config: &self.model.config,
             weights: &self.weights,
@@ -186,10 +185,8 @@ impl OnDevice {
             frequencies: &self.frequencies,
             scratch: &self.scratch,
             shape,
-            pending: None,
-        };
-        step.pending = pending.map(|sublayer| step.output_of(sublayer));
-        step
+            pending,
+        }
     }
 
     pub fn floats(&self, pick: impl Fn(&Scratch) -> &Buffer<f32>, len: usize) -> Vec<f32> {
