@@ -15,12 +15,10 @@ mod session;
 mod snapshot;
 
 pub use backend::{Backend, BackendError};
+pub use ds4_model::TokenId;
 pub use engine::{Engine, LogitRows, Logits, LogitsWanted, StepError, Work};
 pub use session::{Checkpoint, RewindError, Session};
 pub use snapshot::SnapshotError;
-
-/// A token id, an index into the vocabulary.
-pub type TokenId = u32;
 
 /// Tokens by which a session can be rewound without a checkpoint (docs/model.md, "Rewind").
 ///

@@ -8,7 +8,7 @@
 use std::{collections::HashMap, ops::ControlFlow};
 
 use ds4_engine::{Backend, Engine, LogitsWanted, Session, TokenId, Work};
-use ds4_model::{
+use ds4_text::{
     detokenize::{OutputDelta, OutputSplitter},
     prompt::PromptEncoder,
 };

@@ -22,7 +22,7 @@ use std::{
 };
 
 use ds4_engine::{Backend, Engine};
-use ds4_model::prompt::PromptEncoder;
+use ds4_text::prompt::PromptEncoder;
 
 pub use http::{app::HttpLimits, listen::TlsFiles};
 pub use scheduler::{SchedulerLimits, SessionBytes};

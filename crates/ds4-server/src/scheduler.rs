@@ -28,7 +28,7 @@ use ds4_engine::{
     Backend, Engine, TokenId,
     sampling::{SamplingParams, TokenLogprob},
 };
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 use tokio::sync::{Notify, mpsc};
 
 use crate::{guide::Guide, metrics::Metrics};

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use ds4_engine::{Checkpoint, TokenId};
-use ds4_model::prompt::shared_prefix;
+use ds4_text::prompt::shared_prefix;
 
 use crate::compute::{Engine, Session};
 

@@ -5,7 +5,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::Response,
 };
-use deepseek_recipe::request::ConversionError;
+use ds4_text::request::RequestError;
 use serde_json::{Value, json};
 
 use crate::{
@@ -51,12 +51,6 @@ impl ApiError {
     /// The request is wrong.
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         ApiError::new(StatusCode::BAD_REQUEST, message)
-    }
-
-    /// A field of the request is wrong.
-    pub(crate) fn field(param: &str, message: impl Into<String>) -> Self {
-        let message = format!("{param}: {}", message.into());
-        ApiError { param: Some(param.to_owned()), ..ApiError::bad_request(message) }
     }
 
     /// The prompt does not fit.
@@ -142,13 +136,15 @@ impl ApiError {
     }
 }
 
-impl From<ConversionError> for ApiError {
-    fn from(error: ConversionError) -> Self {
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        let message = error.to_string();
         match error {
-            ConversionError::BadRequest { detail } => ApiError::bad_request(detail),
-            ConversionError::Internal { detail } => {
-                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, detail)
+            RequestError::Field { field, .. } => {
+                ApiError { param: Some(field), ..ApiError::bad_request(message) }
             }
+            RequestError::Internal(_) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+            _ => ApiError::bad_request(message),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! prompt's, so a session can be continued from any place where a token ends on both sides.
 
 use ds4_engine::TokenId;
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 
 /// Places up to which a session holds the text that a prompt begins with.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use ds4_engine::{Backend, BackendError, Checkpoint, Engine, Session, TokenId};
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 
 use super::overlap::Overlap;
 

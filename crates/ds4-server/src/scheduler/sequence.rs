@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, time::Instant};
 
 use ds4_engine::{Backend, Engine, Logits, LogitsWanted, TokenId, Work, sampling::Sampler};
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 
 use super::{
     Event, Failure, Job, Submitted,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ds4_engine::{Backend, BackendError, Engine, Logits, StepError};
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 use rayon::prelude::*;
 
 use super::{

@@ -13,8 +13,9 @@ use std::{
 
 use ds4_cpu::{CpuBackend, Kernels};
 use ds4_engine::{Backend, Engine, rows::CacheRounding};
-use ds4_model::{Model, profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
+use ds4_model::Model;
 use ds4_server::{HttpLimits, Monitor, SchedulerLimits, ServeError, Server, ServerConfig};
+use ds4_text::{profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
 use gguf::GgufFile;
 use scripted::{Capacity, Scripted, Timing, Work};
 use serde_json::{Value, json};

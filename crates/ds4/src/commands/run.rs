@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use ds4_engine::sampling::{Sampler, SamplingParams};
-use ds4_model::{chat::Dialogue, profile::Thinking};
+use ds4_text::{dialogue::Dialogue, profile::Thinking};
 
 use crate::{
     compute::ComputeArgs,

@@ -4,9 +4,9 @@ use std::{mem, sync::Arc};
 
 use anyhow::{Result, ensure};
 use ds4_engine::{Logits, LogitsWanted, TokenId, sampling::Sampler};
-use ds4_model::{
-    chat::Dialogue,
+use ds4_text::{
     detokenize::{Channel, OutputDelta, OutputSplitter},
+    dialogue::Dialogue,
     profile::Thinking,
     prompt::PromptEncoder,
     tokenizer::{SpecialTokens, Tokenizer},

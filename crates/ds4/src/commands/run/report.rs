@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use ds4_engine::{TokenId, sampling::TokenLogprob};
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use super::conversation::Turn;
