@@ -84,7 +84,7 @@ const REQUESTS: [(&str, &str, &str); 10] = [
     (
         "responses_request",
         "tools",
-        r#"{"input": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "t"}]},
+        r#"{"input": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "json"}]},
         {"type": "reasoning", "encrypted_content": "ds4.1:aGk=", "summary": []},
         {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}, {"type": "function_call_output", "call_id": "1", "output": "r"},
         {"type": "custom_tool_call", "call_id": "2", "name": "c", "input": "i"}, {"type": "function_call_output", "call_id": "3", "output": "r"}],

@@ -131,6 +131,7 @@ fn repair_input(body: &mut Map<String, Value>, options: &mut Options) -> FilledI
                         options.warn(MISSING_CALL);
                         let text = result_text(fields.get("output"));
                         item = json!({ "role": "user", "content": text });
+                        close_calls(&mut repaired, &mut open, &mut filled_in, options);
                     }
                 }
             }

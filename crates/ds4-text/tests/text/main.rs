@@ -4,6 +4,7 @@
 
 mod chat_requests;
 mod detokenize;
+mod dialects;
 mod dialogue;
 mod files;
 mod prompt;
