@@ -80,7 +80,11 @@ const REQUESTS: [(&str, &str, &str); 10] = [
         "tools": [{"name": "f", "description": "d", "input_schema": {}}, {"type": "web_search_1", "name": "w"}],
         "tool_choice": {"type": "any", "disable_parallel_tool_use": true}, "stop_sequences": ["x"], "max_tokens": 5}"#,
     ),
-    ("responses_request", "plain", r#"{"input": "Hi", "instructions": "s", "reasoning": {"effort": "low"}}"#),
+    (
+        "responses_request",
+        "plain",
+        r#"{"input": "Hi", "instructions": "s", "reasoning": {"effort": "low"}}"#,
+    ),
     (
         "responses_request",
         "tools",
@@ -96,7 +100,11 @@ const REQUESTS: [(&str, &str, &str); 10] = [
         "text",
         r#"{"prompt": "Once", "max_tokens": 5, "stop": ["x"], "logprobs": 2, "echo": true, "stream_options": {"include_usage": true}}"#,
     ),
-    ("completions_request", "tokens", r#"{"prompt": [[1, 2, 3]], "n": 1, "suffix": "", "seed": -1}"#),
+    (
+        "completions_request",
+        "tokens",
+        r#"{"prompt": [[1, 2, 3]], "n": 1, "suffix": "", "seed": -1}"#,
+    ),
     ("completions_request", "one", r#"{"prompt": ["Once"], "temperature": 0.5, "top_k": 3}"#),
 ];
 
