@@ -21,6 +21,6 @@ golden FOLDER:
 bench:
     cargo bench -p ds4-cpu
 
-# Fuzz the GGUF reader for SECONDS.
+# Fuzz every reader for SECONDS.
 fuzz SECONDS="60":
     tools/fuzz.sh {{SECONDS}}

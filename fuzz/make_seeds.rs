@@ -19,8 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     write("read_gguf", "empty", &file(&[], &[])?)?;
     write("load_model", "model", &smallest_model()?)?;
     write("load_model", "everything", &container)?;
-    for (name, request) in REQUESTS {
-        write("chat_request", name, request.as_bytes())?;
+    for (dialect, name, request) in REQUESTS {
+        write(dialect, name, request.as_bytes())?;
     }
     Ok(())
 }
@@ -43,21 +43,69 @@ fn smallest_model() -> Result<Vec<u8>, Box<dyn Error>> {
     Ok(synth::write(&config, Recipe::Q8, 1, Vec::new(), |_| {})?)
 }
 
-const REQUESTS: [(&str, &str); 3] = [
-    ("plain", r#"{"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": "max"}"#),
+/// Requests by dialect and name.
+const REQUESTS: [(&str, &str, &str); 10] = [
     (
-        "tools",
-        r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "t"}]},
-        {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
-        {"role": "tool", "tool_call_id": "1", "content": "r"}],
-        "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}],
-        "tool_choice": "auto"}"#,
+        "chat_request",
+        "plain",
+        r#"{"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": "max"}"#,
     ),
     (
+        "chat_request",
+        "tools",
+        r#"{"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "input_text", "text": "t"}]},
+        {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}},
+            {"function": {"name": "f"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "r"}, {"role": "tool", "tool_call_id": "2", "content": "r"}],
+        "tools": [{"type": "function", "function": {"name": "f", "description": "d", "strict": true, "parameters": {"type": "object"}}}],
+        "tool_choice": {"type": "function", "function": {"name": "f"}}, "stop": ["x"], "max_completion_tokens": 5}"#,
+    ),
+    (
+        "chat_request",
         "format",
-        r#"{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "{", "prefix": true}],
+        r#"{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "{", "prefix": true}], "think": false,
         "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}}"#,
     ),
+    (
+        "messages_request",
+        "plain",
+        r#"{"system": "x-anthropic-a\nb", "messages": [{"role": "user", "content": "Hi"}], "thinking": {"type": "enabled", "budget_tokens": 9}}"#,
+    ),
+    (
+        "messages_request",
+        "tools",
+        r#"{"system": [{"type": "text", "text": "s"}], "messages": [{"role": "user", "content": [{"type": "text", "text": "t"}]},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "h", "signature": "g"}, {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "r"}, {"type": "tool_result", "tool_use_id": "2"}]}],
+        "tools": [{"name": "f", "description": "d", "input_schema": {}}, {"type": "web_search_1", "name": "w"}],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": true}, "stop_sequences": ["x"], "max_tokens": 5}"#,
+    ),
+    (
+        "responses_request",
+        "plain",
+        r#"{"input": "Hi", "instructions": "s", "reasoning": {"effort": "low"}}"#,
+    ),
+    (
+        "responses_request",
+        "tools",
+        r#"{"input": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "json"}]},
+        {"type": "reasoning", "encrypted_content": "ds4.1:aGk=", "summary": []},
+        {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}, {"type": "function_call_output", "call_id": "1", "output": "r"},
+        {"type": "custom_tool_call", "call_id": "2", "name": "c", "input": "i"}, {"type": "function_call_output", "call_id": "3", "output": "r"}],
+        "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}, {"type": "custom", "name": "c", "format": {"type": "grammar", "definition": "g"}}],
+        "tool_choice": {"type": "function", "name": "f"}, "text": {"format": {"type": "json_object"}}}"#,
+    ),
+    (
+        "completions_request",
+        "text",
+        r#"{"prompt": "Once", "max_tokens": 5, "stop": ["x"], "logprobs": 2, "echo": true, "stream_options": {"include_usage": true}}"#,
+    ),
+    (
+        "completions_request",
+        "tokens",
+        r#"{"prompt": [[1, 2, 3]], "n": 1, "suffix": "", "seed": -1}"#,
+    ),
+    ("completions_request", "one", r#"{"prompt": ["Once"], "temperature": 0.5, "top_k": 3}"#),
 ];
 
 /// One metadata entry of each type and one tensor of each readable type.

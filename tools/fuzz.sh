@@ -6,7 +6,8 @@ seconds=${1:-60}
 command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked
 # Sanitizers are an unstable feature, which the stable compiler has too.
 export RUSTC_BOOTSTRAP=1
-for target in read_gguf load_model chat_request; do
+targets=(read_gguf load_model chat_request messages_request responses_request completions_request)
+for target in "${targets[@]}"; do
     mkdir -p "fuzz/corpus/$target"
     cargo fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- -max_total_time="$seconds" -rss_limit_mb=2048
 done

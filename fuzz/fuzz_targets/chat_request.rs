@@ -1,11 +1,9 @@
-//! Reads arbitrary bytes as a chat request.
+//! Reads arbitrary bytes as a Chat Completions request, as the server does.
 #![no_main]
 
-use ds4_model::chat::ChatRequest;
+use ds4_text::request::{self, chat};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    if let Ok(request) = ChatRequest::from_json(bytes) {
-        let _ = request.convert();
-    }
+    let _ = request::parse(bytes).and_then(chat::read);
 });

@@ -1,7 +1,8 @@
 //! Loads arbitrary bytes as a model, with its tokenizer.
 #![no_main]
 
-use ds4_model::{Model, config::Config, profile::Profile, tokenizer::Tokenizer};
+use ds4_model::{Model, config::Config};
+use ds4_text::{profile::Profile, tokenizer::Tokenizer};
 use gguf::GgufFile;
 use libfuzzer_sys::fuzz_target;
 

@@ -1,0 +1,9 @@
+//! Reads arbitrary bytes as a Responses request, as the server does.
+#![no_main]
+
+use ds4_text::request::{self, responses};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = request::parse(bytes).and_then(responses::read);
+});
