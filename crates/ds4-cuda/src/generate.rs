@@ -84,7 +84,7 @@ mod tests {
         let config = synth::tiny();
         let expected = Binding::of(Slot::ExpertGate).expected(&config, Some(1));
         for ty in expected.binding.role.types() {
-            let generator = Generator::new(&config, &expected, *ty, 9);
+            let generator = Generator::new(&config, &expected, *ty, 9).unwrap();
             let later = 3 * generator.piece_bytes(1000);
             // The whole, the rest from some place on, and blocks that end inside a word.
             for (start, bytes) in [

@@ -6,7 +6,8 @@ use std::{fs, ops::ControlFlow, path::PathBuf, sync::Arc};
 
 use ds4_engine::{Engine, rows::CacheRounding};
 use ds4_eval::perplexity::{Reading, Text, log_probability, read};
-use ds4_model::{Model, tokenizer::Tokenizer};
+use ds4_model::Model;
+use ds4_text::tokenizer::Tokenizer;
 use support::{cpu, cuda};
 
 const ROUNDINGS: [CacheRounding; 2] = [CacheRounding::On, CacheRounding::Off];

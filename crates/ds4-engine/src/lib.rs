@@ -23,13 +23,11 @@ mod snapshot;
 mod tests;
 
 pub use backend::{Backend, BackendError, Phase};
+pub use ds4_model::TokenId;
 pub use engine::{Engine, StepError, Work};
 pub use output::{LogitRow, RowOutput, StepOutput, Wanted};
 pub use session::{Checkpoint, Session, SessionError};
 pub use snapshot::SnapshotError;
-
-/// A token id, an index into the vocabulary.
-pub type TokenId = u32;
 
 /// Tokens by which a session can be rewound without a checkpoint (docs/model.md, "Rewind").
 ///

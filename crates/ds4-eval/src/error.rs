@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use ds4_engine::{BackendError, StepError, sampling::UnusableLogits};
-use ds4_model::tokenizer::TokenizerError;
+use ds4_text::tokenizer::TokenizerError;
 
 /// Why a measurement was refused or failed.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,7 @@ mod needles;
 mod tools;
 mod words;
 
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 use fastrand::Rng;
 use serde_json::{Value, json};
 

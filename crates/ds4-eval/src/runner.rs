@@ -13,11 +13,11 @@ use std::{
 };
 
 use ds4_engine::{Engine, TokenId, sampling::SamplingParams};
-use ds4_model::{
+use ds4_runtime::{ClientId, Event, Finish, Limits, Request, Runtime};
+use ds4_text::{
     detokenize::{OutputDelta, OutputSplitter},
     prompt::PromptEncoder,
 };
-use ds4_runtime::{ClientId, Event, Finish, Limits, Request, Runtime};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, suite::Case};

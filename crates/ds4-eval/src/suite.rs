@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, fs, path::Path};
 
-use ds4_model::{chat::ChatRequest, prompt::Conversation};
+use ds4_text::{prompt::Conversation, request};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -54,12 +54,11 @@ impl Case {
             (None, true) => {}
             _ => return Err("expected either a prompt or messages".to_owned()),
         }
-        let request = ChatRequest::from_json(value.to_string().as_bytes());
-        let converted = request.and_then(ChatRequest::convert).map_err(|e| e.to_string())?;
+        let request = request::chat::read(value).map_err(|e| e.to_string())?;
         Ok(Case {
             id: line.id.unwrap_or_else(|| number.to_string()),
             task: line.task.unwrap_or_else(|| "all".to_owned()),
-            conversation: converted.conversation,
+            conversation: request.converted.conversation,
             grader: line.grade,
             max_tokens: line.max_tokens,
             hash,
@@ -120,7 +119,7 @@ mod tests {
 
             {"id": "w", "task": "tools", "max_tokens": 99,
              "messages": [{"role": "user", "content": "Weather in Oslo?"}],
-             "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
+             "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}],
              "grade": {"type": "tool_call", "name": "weather", "arguments": {"city": "Oslo"}}}
         "#;
         let lines = text.replace("\n             ", " ");

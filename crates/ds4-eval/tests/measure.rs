@@ -15,7 +15,8 @@ use ds4_eval::{
     suite::Case,
     summary,
 };
-use ds4_model::{Model, profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
+use ds4_model::Model;
+use ds4_text::{profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
 use serde_json::json;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny/tiny-b-q2.gguf");

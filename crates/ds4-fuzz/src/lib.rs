@@ -21,12 +21,15 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "read_gguf", run: readers::gguf },
     Target { name: "load_model", run: readers::model },
     Target { name: "safetensors", run: readers::safetensors },
     Target { name: "imatrix", run: readers::imatrix },
     Target { name: "chat_request", run: served::chat_request },
+    Target { name: "messages_request", run: served::messages_request },
+    Target { name: "responses_request", run: served::responses_request },
+    Target { name: "completions_request", run: served::completions_request },
     Target { name: "json_schema", run: served::json_schema },
     Target { name: "snapshot", run: served::snapshot },
 ];

@@ -3,7 +3,8 @@
 use std::{fs, hint::black_box, path::PathBuf};
 
 use ds4_convert::{ImportanceMatrix, ModelMetadata, Options, Plan, Recipe, Source};
-use ds4_model::{Model, config::Config, profile::Profile, tokenizer::Tokenizer};
+use ds4_model::{Model, config::Config};
+use ds4_text::{profile::Profile, tokenizer::Tokenizer};
 use gguf::{GgufFile, dequantize_row};
 
 use crate::models;

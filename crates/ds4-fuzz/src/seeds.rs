@@ -36,8 +36,8 @@ pub fn all() -> Vec<Seed> {
     add("imatrix", "gguf", importance_gguf());
     add("snapshot", "short", snapshot(3));
     add("snapshot", "long", snapshot(150));
-    for (name, text) in REQUESTS {
-        add("chat_request", name, text.into());
+    for (target, name, text) in REQUESTS {
+        add(target, name, text.into());
     }
     for (name, text) in SCHEMAS {
         add("json_schema", name, text.into());
@@ -45,9 +45,15 @@ pub fn all() -> Vec<Seed> {
     seeds
 }
 
-const REQUESTS: [(&str, &str); 3] = [
-    ("plain", r#"{"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": "max"}"#),
+/// Requests of each dialect: target, name, body.
+const REQUESTS: [(&str, &str, &str); 10] = [
     (
+        "chat_request",
+        "plain",
+        r#"{"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": "max"}"#,
+    ),
+    (
+        "chat_request",
         "tools",
         r#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "t"}]},
         {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
@@ -56,9 +62,50 @@ const REQUESTS: [(&str, &str); 3] = [
         "tool_choice": "auto"}"#,
     ),
     (
+        "chat_request",
         "format",
         r#"{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "{", "prefix": true}],
         "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}}"#,
+    ),
+    (
+        "messages_request",
+        "plain",
+        r#"{"system": "x-anthropic-a\nb", "messages": [{"role": "user", "content": "Hi"}], "thinking": {"type": "enabled", "budget_tokens": 9}}"#,
+    ),
+    (
+        "messages_request",
+        "tools",
+        r#"{"system": [{"type": "text", "text": "s"}], "messages": [{"role": "user", "content": [{"type": "text", "text": "t"}]},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "h", "signature": "g"}, {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "r"}, {"type": "tool_result", "tool_use_id": "2"}]}],
+        "tools": [{"name": "f", "description": "d", "input_schema": {}}, {"type": "web_search_1", "name": "w"}],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": true}, "stop_sequences": ["x"], "max_tokens": 5}"#,
+    ),
+    (
+        "responses_request",
+        "plain",
+        r#"{"input": "Hi", "instructions": "s", "reasoning": {"effort": "low"}}"#,
+    ),
+    (
+        "responses_request",
+        "tools",
+        r#"{"input": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "json"}]},
+        {"type": "reasoning", "encrypted_content": "ds4.1:aGk=", "summary": []},
+        {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}, {"type": "function_call_output", "call_id": "1", "output": "r"},
+        {"type": "custom_tool_call", "call_id": "2", "name": "c", "input": "i"}, {"type": "function_call_output", "call_id": "3", "output": "r"}],
+        "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}, {"type": "custom", "name": "c", "format": {"type": "grammar", "definition": "g"}}],
+        "tool_choice": {"type": "function", "name": "f"}, "text": {"format": {"type": "json_object"}}}"#,
+    ),
+    ("completions_request", "one", r#"{"prompt": ["Once"], "temperature": 0.5, "top_k": 3}"#),
+    (
+        "completions_request",
+        "text",
+        r#"{"prompt": "Once", "max_tokens": 5, "stop": ["x"], "logprobs": 2, "echo": true, "stream_options": {"include_usage": true}}"#,
+    ),
+    (
+        "completions_request",
+        "tokens",
+        r#"{"prompt": [[1, 2, 3]], "n": 1, "suffix": "", "seed": -1}"#,
     ),
 ];
 

@@ -3,19 +3,36 @@
 use std::sync::{Arc, LazyLock};
 
 use ds4_engine::{Engine, Phase, Wanted, Work};
-use ds4_model::{chat::ChatRequest, config::Config, tokenizer::Tokenizer};
+use ds4_model::config::Config;
 use ds4_runtime::grammar::Grammars;
+use ds4_text::{
+    request::{self, chat, completions, messages, responses},
+    tokenizer::Tokenizer,
+};
 use gguf::GgufFile;
 
 use crate::models;
 
 static NANO: &[u8] = include_bytes!("../../../models/nano/nano.gguf");
 
-/// Reads the bytes as a chat request.
+/// Reads the bytes as a Chat Completions request, as the server does.
 pub(crate) fn chat_request(bytes: &[u8]) {
-    if let Ok(request) = ChatRequest::from_json(bytes) {
-        let _ = request.convert();
-    }
+    let _ = request::parse(bytes).and_then(chat::read);
+}
+
+/// Reads the bytes as a Messages request, as the server does.
+pub(crate) fn messages_request(bytes: &[u8]) {
+    let _ = request::parse(bytes).and_then(messages::read);
+}
+
+/// Reads the bytes as a Responses request, as the server does.
+pub(crate) fn responses_request(bytes: &[u8]) {
+    let _ = request::parse(bytes).and_then(responses::read);
+}
+
+/// Reads the bytes as a Completions request, as the server does.
+pub(crate) fn completions_request(bytes: &[u8]) {
+    let _ = request::parse(bytes).and_then(completions::read);
 }
 
 /// Compiles the bytes as the JSON schema of an answer.

@@ -149,7 +149,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Text from a file as part of a message: control characters escaped, long text cut.
-pub(crate) fn shown(text: &str) -> String {
+pub fn shown(text: &str) -> String {
     const LIMIT: usize = 100;
     let mut shown: String = text.chars().take(LIMIT).flat_map(char::escape_debug).collect();
     if text.chars().nth(LIMIT).is_some() {

@@ -53,7 +53,7 @@ pub fn write<W: Write>(
     let mut writer = Writer::new(out, plan.layout)?;
     let mut piece = Vec::new();
     for (expected, spec) in &plan.tensors {
-        let generator = Generator::new(config, expected, spec.ty, seed);
+        let generator = Generator::new(config, expected, spec.ty, seed)?;
         let (piece_bytes, task_bytes) = (generator.piece_bytes(PIECE), generator.piece_bytes(TASK));
         let total = generator.bytes();
         let mut start = 0;

@@ -14,7 +14,7 @@ use std::{
 
 use deepseek_recipe_core::{conversation::Conversation, messages::InputMessage};
 use ds4_engine::TokenId;
-use ds4_model::{prompt::ToolCall, tokenizer::SpecialTokens};
+use ds4_text::{prompt::ToolCall, tokenizer::SpecialTokens};
 use serde_json::Value;
 
 /// Bytes of remembered blocks together, about.

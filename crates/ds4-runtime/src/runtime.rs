@@ -7,7 +7,7 @@ use std::{
 };
 
 use ds4_engine::Engine;
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 use tokio::sync::mpsc;
 
 use crate::{

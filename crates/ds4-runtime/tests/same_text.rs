@@ -12,8 +12,9 @@ use std::{
 
 use ds4_cpu::{CpuBackend, Kernels};
 use ds4_engine::{Engine, TokenId, rows::CacheRounding, sampling::SamplingParams};
-use ds4_model::{Model, tokenizer::Tokenizer};
+use ds4_model::Model;
 use ds4_runtime::{Event, Limits, Observer, Request, ReuseSource, Runtime};
+use ds4_text::tokenizer::Tokenizer;
 
 const REQUESTS: usize = 1000;
 const CONTEXT: usize = 1024;

@@ -11,7 +11,7 @@ mod support;
 
 use std::{fs::File, io::Read, sync::Arc, time::Duration};
 
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 use flate2::read::GzDecoder;
 use gguf::GgufFile;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ use support::{
 
 /// The tokenizer of the real model.
 const TOKENIZER: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../ds4-model/tests/data/deepseek-v4-tokenizer.gguf.gz");
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../ds4-text/tests/data/deepseek-v4-tokenizer.gguf.gz");
 
 /// Tokens of each answer.
 const TOKENS: usize = 400;

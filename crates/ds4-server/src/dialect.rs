@@ -2,24 +2,18 @@
 
 pub(crate) mod chat;
 pub(crate) mod completions;
-mod history;
 pub(crate) mod messages;
-pub(crate) mod options;
 pub(crate) mod responses;
 
 use deepseek_recipe::{request::ConversationRequest, stream::ChunkGenerator};
+use ds4_text::request::Request;
 use serde_json::Value;
 
 use crate::http::error::ApiError;
-use options::Options;
 
-/// The name under which DeepSeek's conversion knows this model's prompt format.
-pub(crate) const RECIPE_MODEL: &str = "DeepSeek-V4-Pro";
-
-/// A request, understood.
+/// A request that was read, and what will write its answer.
 pub(crate) struct Understood<R> {
-    pub(crate) converted: ConversationRequest,
-    pub(crate) options: Options,
+    pub(crate) request: Request,
     pub(crate) reply: R,
 }
 

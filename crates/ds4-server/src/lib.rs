@@ -21,8 +21,8 @@ use std::{
 };
 
 use ds4_engine::Engine;
-use ds4_model::prompt::PromptEncoder;
 use ds4_runtime::{Limits, Runtime, grammar::Grammars, replay::Replay};
+use ds4_text::prompt::PromptEncoder;
 
 pub use http::{app::HttpLimits, listen::TlsFiles};
 

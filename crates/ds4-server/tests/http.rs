@@ -120,7 +120,7 @@ fn foreign_pages_and_names_are_refused() {
 #[test]
 fn an_open_address_needs_a_token_or_a_word() {
     use ds4_engine::Engine;
-    use ds4_model::{profile::Profile, prompt::PromptEncoder};
+    use ds4_text::{profile::Profile, prompt::PromptEncoder};
     let bind = |config| {
         let tokenizer = support::tokenizer();
         let backend = support::scripted::Scripted::new(

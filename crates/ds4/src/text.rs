@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::Args;
-use ds4_model::{Model, profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
+use ds4_model::Model;
+use ds4_text::{profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
 
 use crate::terminal;
 

@@ -1,6 +1,6 @@
 //! Values to be found by their names, in a list or far apart in a long text.
 
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 use fastrand::Rng;
 use serde_json::{Value, json};
 

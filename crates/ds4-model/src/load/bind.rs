@@ -216,7 +216,7 @@ impl<'a> Scope<'a> {
         }
         let data = match self.seed {
             Some(seed) => {
-                let generator = Generator::new(self.config, &expected, info.ty, seed);
+                let generator = Generator::new(self.config, &expected, info.ty, seed)?;
                 TensorData::generated(generator)
             }
             None => TensorData::in_file(file.clone(), info.range.clone()),

@@ -18,6 +18,7 @@ use half::{bf16, f16};
 use crate::{
     binding::{ExpectedTensor, Role, Slot},
     config::Config,
+    error::{Error, Result},
 };
 
 /// Makes the data of one tensor.
@@ -69,11 +70,20 @@ pub const CHOICES: usize = 64;
 impl Generator {
     /// A generator for the tensor `expected`, stored as `ty`, of a model of shape `config`.
     ///
-    /// # Panics
+    /// # Errors
     /// If rows are not whole blocks of `ty`, or `ty` is neither readable nor that of a table.
-    pub fn new(config: &Config, expected: &ExpectedTensor, ty: TensorType, seed: u64) -> Self {
+    pub fn new(
+        config: &Config,
+        expected: &ExpectedTensor,
+        ty: TensorType,
+        seed: u64,
+    ) -> Result<Self> {
         let (cols, rows) = (expected.dims[0], expected.dims[1..].iter().product::<u64>());
-        let bytes = ty.row_bytes(cols as usize).expect("rows are whole blocks") * rows as usize;
+        let bytes = ty.row_bytes(cols as usize).and_then(|row| row.checked_mul(rows as usize));
+        let bytes = bytes.ok_or_else(|| {
+            let name = &expected.name;
+            Error::Unmakeable { what: format!("{name} of {rows} rows of {cols} as {ty}") }
+        })?;
         let (middle, spread) = distribution(expected);
         let content = match ty {
             TensorType::I32 => {
@@ -83,9 +93,9 @@ impl Generator {
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
                 Content::Floats { middle, half_step: spread * 3f32.sqrt() / 65535.0 }
             }
-            ty => Content::Blocks(Scales::new(ty, spread)),
+            ty => Content::Blocks(Scales::new(ty, spread)?),
         };
-        Generator { key: seed ^ name_hash(&expected.name), ty, bytes, content }
+        Ok(Generator { key: seed ^ name_hash(&expected.name), ty, bytes, content })
     }
 
     /// What tells the tensor's words from those of any other: word `i` is that of [`word`].
@@ -197,16 +207,16 @@ pub fn word(key: u64, i: u64) -> u64 {
 impl Scales {
     /// The scales that give random blocks of `ty` the standard deviation `spread`: those of a
     /// sample of blocks, measured, then stretched.
-    fn new(ty: TensorType, spread: f32) -> Self {
+    fn new(ty: TensorType, spread: f32) -> Result<Self> {
         let unit = Scales::stretched(ty, 1.0);
         let sample =
             Generator { key: 0, ty, bytes: 256 * ty.block_bytes(), content: Content::Blocks(unit) };
         let mut bytes = vec![0; sample.bytes];
         sample.fill(0, &mut bytes);
         let mut values = vec![0.0; 256 * ty.block_len()];
-        dequantize_row(ty, &bytes, &mut values).expect("recipes name readable types");
+        dequantize_row(ty, &bytes, &mut values)?;
         let square = values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32;
-        Scales::stretched(ty, spread / square.sqrt())
+        Ok(Scales::stretched(ty, spread / square.sqrt()))
     }
 
     fn stretched(ty: TensorType, d: f32) -> Self {

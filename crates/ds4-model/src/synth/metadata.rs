@@ -1,6 +1,5 @@
 //! Metadata of a synthetic model: its shape, and a tokenizer of bytes.
 
-use deepseek_recipe_core::special_tokens::SpecialToken;
 use gguf::{Array, Value};
 
 use super::Recipe;
@@ -87,16 +86,9 @@ fn shape(c: &Config, hash_layers: usize) -> Vec<(String, Value)> {
 
 /// The chat format's markers, by the id they get: the first three as in the released
 /// vocabulary, the others at its end.
-const FIRST: [&str; 3] =
-    [SpecialToken::Bos.default_str(), SpecialToken::Eos.default_str(), "<｜▁pad▁｜>"];
-const LAST: [&str; 6] = [
-    SpecialToken::User.default_str(),
-    SpecialToken::Assistant.default_str(),
-    SpecialToken::ThinkingStart.default_str(),
-    SpecialToken::ThinkingEnd.default_str(),
-    SpecialToken::Dsml.default_str(),
-    SpecialToken::LatestReminder.default_str(),
-];
+const FIRST: [&str; 3] = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"];
+const LAST: [&str; 6] =
+    ["<｜User｜>", "<｜Assistant｜>", "<think>", "</think>", "｜DSML｜", "<｜latest_reminder｜>"];
 /// The bytes of the byte-level alphabet.
 const BYTES: usize = 256;
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ds4_engine::TokenId;
-use ds4_model::tokenizer::{SpecialTokens, Tokenizer};
+use ds4_text::tokenizer::{SpecialTokens, Tokenizer};
 use llguidance::{
     Matcher, ParserFactory,
     api::TopLevelGrammar,

@@ -5,7 +5,7 @@
 //! certain are added at once, and the engine computes them together with the one before them.
 
 use ds4_engine::{StepOutput, TokenId, Wanted, sampling::Sampler, sampling::logprobs};
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 
 use super::outbox::Outbox;
 use crate::{

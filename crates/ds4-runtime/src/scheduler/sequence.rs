@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use ds4_engine::{Engine, MAX_REWIND, Phase, StepOutput, TokenId, Wanted, Work, sampling::Sampler};
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 
 use super::{
     answer::{Answer, Growth},

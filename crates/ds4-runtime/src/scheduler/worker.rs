@@ -10,7 +10,7 @@ use std::{
 };
 
 use ds4_engine::{BackendError, Engine, MAX_REWIND, StepError, StepOutput};
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 use rayon::prelude::*;
 
 use super::{

@@ -14,8 +14,9 @@ use std::{
 };
 
 use ds4_engine::{Engine, TokenId, sampling::SamplingParams};
-use ds4_model::{Model, tokenizer::Tokenizer};
+use ds4_model::Model;
 use ds4_runtime::{ClientId, Event, Events, Limits, Observer, Request, Runtime};
+use ds4_text::tokenizer::Tokenizer;
 use gguf::GgufFile;
 use scripted::{Capacity, Scripted, Timing};
 

@@ -21,7 +21,8 @@ use ds4_engine::{
     layout::{Frontier, Plane, StateLayout},
     rows::CacheRounding,
 };
-use ds4_model::{Model, config::Config, tokenizer::Tokenizer};
+use ds4_model::{Model, config::Config};
+use ds4_text::tokenizer::Tokenizer;
 
 const BLOCK: &str = "\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"get_weather\">\n\
     <｜DSML｜parameter name=\"city\" string=\"true\">Oslo</｜DSML｜parameter>\n\

@@ -24,6 +24,7 @@ use deepseek_recipe::{
 };
 use ds4_engine::TokenId;
 use ds4_runtime::{AnswerToken, ClientId, Event, Events, Failure, Finish};
+use ds4_text::request::{self, Request};
 use futures_util::{Stream, StreamExt};
 use serde_json::Value;
 
@@ -53,17 +54,15 @@ pub(crate) async fn answer<R: Reply>(
     let preparing = app.clone();
     let prepared = prepared(move || {
         let mut trace = preparing.trace.as_ref().map(|_| TraceRecord::new(&body));
-        let understood = R::understand(parse(&body)?)?;
-        let Understood { mut converted, options, reply } = understood;
-        preparing.replay.restore_reasoning(&mut converted.conversation);
-        let Prepared { job, opening, prompt_text } =
-            job::prepare(&preparing, client, &converted, &options)?;
+        let Understood { mut request, reply } = R::understand(request::parse(&body)?)?;
+        preparing.replay.restore_reasoning(&mut request.converted.conversation);
+        let Prepared { job, opening, prompt_text } = job::prepare(&preparing, client, &request)?;
         if let Some(trace) = &mut trace {
             trace.prompt(prompt_text, job.prompt.len());
         }
-        Ok((converted, options, reply, job, opening, trace))
+        Ok((request, reply, job, opening, trace))
     });
-    let (converted, options, reply, job, opening, trace) = prepared.await?;
+    let (Request { converted, options }, reply, job, opening, trace) = prepared.await?;
     let prompt_tokens = job.prompt.len();
     let events = app.runtime.submit(job)?;
     let progress = Arc::new(Progress::new(prompt_tokens, trace));
@@ -83,12 +82,6 @@ pub(crate) async fn answer<R: Reply>(
         tracing::warn!("{warning}");
     }
     Ok(response)
-}
-
-/// Reads a body as JSON.
-pub(crate) fn parse(body: &[u8]) -> Result<Value, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|error| ApiError::bad_request(format!("the request body is no JSON: {error}")))
 }
 
 /// What is known of an answer besides its chunks.

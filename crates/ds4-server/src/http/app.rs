@@ -11,8 +11,8 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use ds4_model::prompt::PromptEncoder;
 use ds4_runtime::{ClientId, Runtime, grammar::Grammars, replay::Replay};
+use ds4_text::{prompt::PromptEncoder, request};
 use futures_util::StreamExt;
 use serde_json::json;
 use tower_http::cors::{Any, CorsLayer};
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     ServerConfig,
     dialect::{
-        Reply, Understood, chat::ChatReply, completions::CompletionReply, messages::MessagesReply,
+        Reply, chat::ChatReply, completions::CompletionReply, messages::MessagesReply,
         responses::ResponsesReply,
     },
     metrics::Metrics,
@@ -170,10 +170,9 @@ async fn count_tokens(State(app): State<Arc<App>>, request: Request) -> Response
     let counted = async {
         let body = read_body(&app, request.into_body()).await?;
         let counted = prepared(move || {
-            let Understood { mut converted, options, .. } =
-                MessagesReply::understand(answer::parse(&body)?)?;
-            app.replay.restore_reasoning(&mut converted.conversation);
-            job::prompt(&app, &converted, &options).map(|(tokens, _)| tokens.len())
+            let mut request = request::messages::read(request::parse(&body)?)?;
+            app.replay.restore_reasoning(&mut request.converted.conversation);
+            job::prompt(&app, &request).map(|prompt| prompt.ids.len())
         });
         counted.await
     };

@@ -5,8 +5,8 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::Response,
 };
-use deepseek_recipe::request::ConversionError;
 use ds4_runtime::{Failure, Refused, grammar::GrammarError};
+use ds4_text::request::RequestError;
 use serde_json::{Value, json};
 
 /// Whose form errors have.
@@ -47,12 +47,6 @@ impl ApiError {
     /// The request is wrong.
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         ApiError::new(StatusCode::BAD_REQUEST, message)
-    }
-
-    /// A field of the request is wrong.
-    pub(crate) fn field(param: &str, message: impl Into<String>) -> Self {
-        let message = format!("{param}: {}", message.into());
-        ApiError { param: Some(param.to_owned()), ..ApiError::bad_request(message) }
     }
 
     /// The prompt does not fit.
@@ -138,13 +132,15 @@ impl ApiError {
     }
 }
 
-impl From<ConversionError> for ApiError {
-    fn from(error: ConversionError) -> Self {
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        let message = error.to_string();
         match error {
-            ConversionError::BadRequest { detail } => ApiError::bad_request(detail),
-            ConversionError::Internal { detail } => {
-                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, detail)
+            RequestError::Field { field, .. } => {
+                ApiError { param: Some(field), ..ApiError::bad_request(message) }
             }
+            RequestError::Internal(_) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message),
+            _ => ApiError::bad_request(message),
         }
     }
 }

@@ -9,35 +9,37 @@ use axum::http::StatusCode;
 use deepseek_recipe::request::{ConversationRequest, OutputConstraint};
 use deepseek_recipe_core::conversation::ResponseFormat;
 use ds4_engine::{TokenId, sampling::SamplingParams};
-use ds4_model::tokenizer::TokenizerError;
 use ds4_runtime::{
-    ClientId, Request,
+    ClientId, Request as Job,
     grammar::{AnswerGrammar, Grammar, Rules, ToolSet, strictly},
+};
+use ds4_text::{
+    prompt::EncodedPrompt,
+    request::{Options, Request},
 };
 use serde_json::json;
 
 use super::{app::App, error::ApiError, preparing::pauses};
-use crate::dialect::options::{Options, RawPrompt};
 
 /// The official service's share in thinking mode with tools.
 const TOP_P_WITH_TOOLS: f32 = 0.95;
 
 /// A job, and the prompt's text for the trace.
 pub(crate) struct Prepared {
-    pub(crate) job: Request,
+    pub(crate) job: Job,
     /// The end of the prompt from the marker on, if it opens a block of tool calls.
     pub(crate) opening: Vec<TokenId>,
-    pub(crate) prompt_text: Option<String>,
+    pub(crate) prompt_text: String,
 }
 
 /// Makes a job. Takes the time of tokenizing the prompt and compiling grammars.
 pub(crate) fn prepare(
     app: &App,
     client: ClientId,
-    request: &ConversationRequest,
-    options: &Options,
+    request: &Request,
 ) -> Result<Prepared, ApiError> {
-    let (prompt, prompt_text) = prompt(app, request, options)?;
+    let EncodedPrompt { text, ids: prompt } = prompt(app, request)?;
+    let Request { converted: request, options } = request;
     let context = app.config.scheduler.context;
     if prompt.len() >= context {
         let param = if options.raw_prompt.is_some() { "prompt" } else { "messages" };
@@ -48,7 +50,7 @@ pub(crate) fn prepare(
     let left = context - prompt.len();
     let asked = request.inference_options.max_tokens.map_or(left, |tokens| tokens as usize);
     let limit = app.config.request_timeout;
-    let job = Request {
+    let job = Job {
         client,
         max_tokens: asked.clamp(1, left),
         sampling: sampling(request, options),
@@ -61,7 +63,7 @@ pub(crate) fn prepare(
         deadline: (limit > Duration::ZERO).then(|| Instant::now() + limit),
         prompt,
     };
-    Ok(Prepared { job, opening, prompt_text })
+    Ok(Prepared { job, opening, prompt_text: text })
 }
 
 fn opening(app: &App, prompt: &[TokenId], request: &ConversationRequest) -> Vec<TokenId> {
@@ -71,41 +73,13 @@ fn opening(app: &App, prompt: &[TokenId], request: &ConversationRequest) -> Vec<
     marker.map_or_else(Vec::new, |at| prompt[at..].to_vec())
 }
 
-/// The prompt as tokens, and as text where it was rendered.
-pub(crate) fn prompt(
-    app: &App,
-    request: &ConversationRequest,
-    options: &Options,
-) -> Result<(Vec<TokenId>, Option<String>), ApiError> {
-    let tokenizer = app.encoder.tokenizer();
-    let mut pause = pauses(|| app.runtime.load().running() > 0);
-    let begun = |tokens: Vec<TokenId>| [vec![tokenizer.special().bos], tokens].concat();
-    match &options.raw_prompt {
-        None => {
-            let encoded = app.encoder.encode_pausing(&request.conversation, &mut pause);
-            let encoded = encoded.map_err(refused)?;
-            let special = tokenizer.special();
-            let ids = app.replay.restore_blocks(&request.conversation, special, encoded.ids);
-            Ok((ids, Some(encoded.text)))
-        }
-        Some(RawPrompt::Text(text)) => {
-            let tokens = tokenizer.encode_pausing(text, &mut pause).map_err(refused)?;
-            Ok((begun(tokens), Some(text.clone())))
-        }
-        Some(RawPrompt::Tokens(tokens)) => {
-            let unknown = tokens.iter().find(|token| tokenizer.bytes_of(**token).is_none());
-            if let Some(token) = unknown {
-                let message =
-                    format!("there is no token {token}: the model has {}", tokenizer.len());
-                return Err(ApiError::field("prompt", message));
-            }
-            Ok((begun(tokens.clone()), None))
-        }
-    }
-}
-
-fn refused(error: TokenizerError) -> ApiError {
-    ApiError::bad_request(error.to_string())
+/// The prompt, in which remembered blocks of calls are as they were sampled.
+pub(crate) fn prompt(app: &App, request: &Request) -> Result<EncodedPrompt, ApiError> {
+    let EncodedPrompt { text, ids } =
+        request.encode(&app.encoder, &mut pauses(|| app.runtime.load().running() > 0))?;
+    let special = app.encoder.tokenizer().special();
+    let ids = app.replay.restore_blocks(&request.converted.conversation, special, ids);
+    Ok(EncodedPrompt { text, ids })
 }
 
 /// What the client says, in thinking mode too, and otherwise the model's usual settings.

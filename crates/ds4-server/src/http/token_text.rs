@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use deepseek_recipe::stream::StreamTokenizer;
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 
 /// A tokenizer for the output parser.
 pub(crate) struct TokenText(pub(crate) Arc<Tokenizer>);

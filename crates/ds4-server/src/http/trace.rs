@@ -10,8 +10,8 @@ use std::{
 };
 
 use ds4_engine::TokenId;
-use ds4_model::tokenizer::Tokenizer;
 use ds4_runtime::Failure;
+use ds4_text::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::dialect::unix_time;
@@ -60,8 +60,8 @@ impl TraceRecord {
     }
 
     /// Its prompt.
-    pub(crate) fn prompt(&mut self, text: Option<String>, tokens: usize) {
-        (self.prompt, self.prompt_tokens) = (text, tokens);
+    pub(crate) fn prompt(&mut self, text: String, tokens: usize) {
+        (self.prompt, self.prompt_tokens) = (Some(text), tokens);
         self.prepared = self.since.elapsed().as_secs_f64();
     }
 

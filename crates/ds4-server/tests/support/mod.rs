@@ -15,9 +15,10 @@ use std::{
 
 use ds4_cpu::{CpuBackend, Kernels};
 use ds4_engine::{Engine, rows::CacheRounding};
-use ds4_model::{Model, profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
+use ds4_model::Model;
 use ds4_runtime::Limits;
 use ds4_server::{HttpLimits, Monitor, ServeError, Server, ServerConfig};
+use ds4_text::{profile::Profile, prompt::PromptEncoder, tokenizer::Tokenizer};
 use gguf::GgufFile;
 use scripted::{Capacity, Scripted, Timing, Work};
 use serde_json::{Value, json};

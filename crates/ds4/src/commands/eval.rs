@@ -21,7 +21,7 @@ use ds4_eval::{
     suite::{self, Case},
     summary::{self, TaskSummary},
 };
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use self::journal::Journal;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use ds4_convert::Collector;
 use ds4_engine::{Engine, Phase, TokenId, Work};
-use ds4_model::tokenizer::Tokenizer;
+use ds4_text::tokenizer::Tokenizer;
 
 use crate::{
     compute::ComputeArgs,

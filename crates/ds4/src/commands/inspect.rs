@@ -14,8 +14,8 @@ use ds4_model::{
     Model,
     binding::{Role, expected_tensors},
     config::{Config, LayerKind},
-    profile::Profile,
 };
+use ds4_text::profile::Profile;
 use gguf::{GgufFile, TensorInfo};
 use serde::Serialize;
 use serde_json::{Value, json};

@@ -19,8 +19,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use ds4_engine::{Engine, sampling::SamplingParams};
-use ds4_model::{chat::Dialogue, profile::Thinking, tokenizer::Tokenizer};
 use ds4_runtime::{Limits, Runtime};
+use ds4_text::{dialogue::Dialogue, profile::Thinking, tokenizer::Tokenizer};
 
 use crate::{
     compute::ComputeArgs,

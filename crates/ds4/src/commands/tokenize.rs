@@ -8,10 +8,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
-use ds4_model::{
-    chat::ChatRequest,
-    tokenizer::{TokenId, Tokenizer},
-};
+use ds4_model::TokenId;
+use ds4_text::{request, tokenizer::Tokenizer};
 
 use crate::{
     model::ModelArgs,
@@ -31,7 +29,7 @@ pub struct TokenizeArgs {
     /// File with the text (`-`: standard input)
     #[arg(long, value_name = "FILE", conflicts_with = "chat")]
     file: Option<PathBuf>,
-    /// File with an OpenAI chat request as JSON, rendered as the model would see it
+    /// File with a Chat Completions request as JSON, rendered as `ds4 serve` does
     #[arg(long, value_name = "FILE")]
     chat: Option<PathBuf>,
     /// Take spellings of markers as markers (for text that is a whole prompt)
@@ -52,11 +50,12 @@ pub fn run(args: &TokenizeArgs) -> Result<()> {
     let (tokenizer, ids) = match &args.chat {
         Some(path) => {
             let encoder = args.profile.encoder(&model)?;
-            let request = ChatRequest::from_json(&read(path)?)?.convert()?;
-            for warning in &request.warnings {
+            let request = request::chat::read(request::parse(&read(path)?)?)
+                .with_context(|| path.display().to_string())?;
+            for warning in &request.options.warnings {
                 terminal::note(format_args!("warning: {warning}"));
             }
-            let ids = encoder.encode(&request.conversation)?.ids;
+            let ids = request.encode(&encoder, &mut || ())?.ids;
             (encoder.tokenizer().clone(), ids)
         }
         None => {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::process::{ds4, error, run, text};
 
 /// A server on a free port, where it says it listens, and the rest of what it says.
-fn serve(args: &[&str]) -> (Child, String, BufReader<ChildStderr>) {
+pub fn serve(args: &[&str]) -> (Child, String, BufReader<ChildStderr>) {
     let args = [&["serve", "--port", "0", "-c", "4096"], args].concat();
     served(ds4(&args).stderr(Stdio::piped()))
 }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use ds4_engine::{TokenId, sampling::SamplingParams};
-use ds4_model::{
-    chat::Dialogue,
+use ds4_runtime::{self as runtime, AnswerToken, ClientId, Event, Request, Runtime};
+use ds4_text::{
     detokenize::{Channel, OutputDelta, OutputSplitter},
+    dialogue::Dialogue,
     profile::Thinking,
     prompt::PromptEncoder,
     tokenizer::{SpecialTokens, Tokenizer},
 };
-use ds4_runtime::{self as runtime, AnswerToken, ClientId, Event, Request, Runtime};
 use indicatif::ProgressBar;
 
 use super::turn::{Finish, Turn};

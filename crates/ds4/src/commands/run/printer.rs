@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::Result;
-use ds4_model::detokenize::OutputDelta;
+use ds4_text::detokenize::OutputDelta;
 
 use crate::terminal::{self, Style};
 

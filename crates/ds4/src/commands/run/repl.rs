@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use directories::ProjectDirs;
-use ds4_model::{chat::Dialogue, profile::Thinking};
 use ds4_runtime::{Failure, Refused};
+use ds4_text::{dialogue::Dialogue, profile::Thinking};
 use rustyline::{Config, DefaultEditor, error::ReadlineError};
 
 use super::{conversation::Conversation, printer::Printer};

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use ds4_engine::{TokenId, sampling::TokenLogprob};
-use ds4_model::tokenizer::Tokenizer;
 use ds4_runtime::AnswerToken;
+use ds4_text::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use super::turn::{Finish, Speed, Turn};

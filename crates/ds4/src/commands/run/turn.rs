@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use ds4_model::detokenize::OutputDelta;
 use ds4_runtime::AnswerToken;
+use ds4_text::detokenize::OutputDelta;
 use serde::Serialize;
 
 /// Why an answer ended.
