@@ -7,6 +7,7 @@
 
 pub mod divergence;
 pub mod golden;
+pub mod load;
 pub mod suite;
 pub mod toy;
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ds4_engine::{
     Backend,
     backend::{self, Batch, Forward, HeadOutput, MemoryReport, StageResult, own_cache},
+    experts::RoutedExperts,
     layout::StateLayout,
     observer::ExpertObserver,
     rope::{Frequencies, frequencies},
@@ -15,7 +16,7 @@ use ds4_model::{
     config::{Config, LayerKind},
 };
 
-use crate::{Activations, Cache, CpuStep, Kernels, bandwidth, cache};
+use crate::{Activations, Cache, CpuExperts, CpuStep, Kernels, bandwidth, cache};
 
 /// Tokens of a prompt that are computed together.
 ///
@@ -30,7 +31,7 @@ pub struct CpuBackend {
     layout: StateLayout,
     pub(crate) plain: Frequencies,
     pub(crate) yarn: Frequencies,
-    pub(crate) observer: Option<Arc<dyn ExpertObserver>>,
+    pub(crate) experts: Arc<dyn RoutedExperts>,
 }
 
 impl CpuBackend {
@@ -39,12 +40,19 @@ impl CpuBackend {
         let layout = StateLayout::new(&model.config, rounding);
         let plain = frequencies(&model.config, LayerKind::Swa);
         let yarn = frequencies(&model.config, LayerKind::Csa);
-        CpuBackend { model, kernels, layout, plain, yarn, observer: None }
+        let experts = Arc::new(CpuExperts::new(model.clone(), kernels));
+        CpuBackend { model, kernels, layout, plain, yarn, experts }
     }
 
     /// The same, and shows the inputs of routed experts to `observer`.
     pub fn with_observer(self, observer: Arc<dyn ExpertObserver>) -> Self {
-        CpuBackend { observer: Some(observer), ..self }
+        let experts = CpuExperts::new(self.model.clone(), self.kernels).with_observer(observer);
+        self.with_experts(Arc::new(experts))
+    }
+
+    /// The same, with routed experts that something else runs.
+    pub fn with_experts(self, experts: Arc<dyn RoutedExperts>) -> Self {
+        CpuBackend { experts, ..self }
     }
 
     /// An empty cache, as this backend's own type.

@@ -2,7 +2,7 @@
 
 use ds4_engine::{
     backend::{Batch, HeadOutput, StageResult, Step, Sublayer},
-    observer::Observation,
+    experts::RoutedRows,
     rope::{Rotation, rotation},
 };
 use ds4_model::{
@@ -20,7 +20,7 @@ use crate::{
     kernels::Input,
     reference::{products::dequantize, rms_norm},
     router,
-    simd::{Experts, Seen},
+    simd::Experts,
 };
 
 /// A step under way.
@@ -236,30 +236,18 @@ impl Step for CpuStep<'_> {
     fn run_experts(&mut self, layer: usize) -> StageResult {
         let (b, (LayerWeights { ffn, .. }, _)) = (self.backend, self.layer(layer));
         let (config, n, x) = (self.config(), self.batch.tokens.len(), &mut self.x);
-        let limits = &config.layers[layer];
-        let input = b.input(&x.x, config.hidden, self.batch.decode_rows);
-        let routed = Experts {
-            gate: ffn.gate.stacked(),
-            up: ffn.up.stacked(),
-            down: ffn.down.stacked(),
-            count: config.experts,
-            limit: limits.swiglu_limit,
-        };
+        x.y.fill(0.0);
+        let decode_rows = self.batch.decode_rows;
+        let (ids, weights) = (&x.expert_ids, &x.expert_weights);
+        b.experts.run(&RoutedRows { layer, decode_rows, x: &x.x, ids, weights }, &mut x.y)?;
         let shared = Experts {
             gate: ffn.shared_gate.view(),
             up: ffn.shared_up.view(),
             down: ffn.shared_down.view(),
             count: 1,
-            limit: limits.shared_swiglu_limit,
+            limit: config.layers[layer].shared_swiglu_limit,
         };
-        x.y.fill(0.0);
-        let mut show = |expert: usize, rows: &[usize], activations: &[f32]| {
-            if let Some(observer) = &b.observer {
-                observer.observe(&Observation { layer, expert, rows, input: &x.x, activations });
-            }
-        };
-        let seen: Option<Seen<'_>> = b.observer.is_some().then_some(&mut show);
-        input.experts(&routed, &x.expert_ids, &x.expert_weights, &mut x.y, seen);
+        let input = b.input(&x.x, config.hidden, decode_rows);
         input.experts(&shared, &vec![0; n], &vec![1.0; n], &mut x.y, None);
         Ok(())
     }

@@ -1,16 +1,17 @@
 //! Whole-model checks against golden logits, and of what must not change them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ds4_conformance::{
     feed,
     golden::{Distance, Golden, golden},
     small_model, suite, tiny_file,
 };
-use ds4_cpu::{CpuBackend, Kernels};
+use ds4_cpu::{CpuBackend, CpuExperts, Kernels};
 use ds4_engine::{
     BackendError, Engine, MAX_REWIND, Phase, SessionError, SnapshotError, Wanted, Work,
-    backend::{Batch, Cache, Span},
+    backend::{Batch, Cache, Span, StageResult},
+    experts::{RoutedExperts, RoutedRows},
     rows::CacheRounding,
     sampling::{Sampler, SamplingParams},
 };
@@ -47,6 +48,39 @@ fn all_kernels_pass_the_suite() {
             suite::sessions_take_the_bytes_that_are_announced(&engine);
         }
     }
+}
+
+/// Hands rows and routes on, and counts layers and decoded rows.
+struct Elsewhere {
+    experts: CpuExperts,
+    seen: Mutex<Vec<(usize, usize)>>,
+}
+
+impl RoutedExperts for Elsewhere {
+    fn run(&self, rows: &RoutedRows<'_>, y: &mut [f32]) -> StageResult {
+        assert!(rows.ids.len() == rows.weights.len() && y.len() == rows.x.len());
+        self.seen.lock().unwrap().push((rows.layer, rows.decode_rows));
+        self.experts.run(rows, y)
+    }
+}
+
+#[test]
+fn routed_experts_can_be_run_by_something_else() {
+    let model = small_model(Recipe::Q2);
+    let kernels = Kernels::detect();
+    let backend = || CpuBackend::new(model.clone(), kernels, CacheRounding::On);
+    let experts = CpuExperts::new(model.clone(), kernels);
+    let elsewhere = Arc::new(Elsewhere { experts, seen: Mutex::default() });
+    let run = |backend: CpuBackend| {
+        let engine = Engine::new(backend);
+        let mut session = engine.new_session().unwrap();
+        let mut rows = feed(&engine, &mut session, &[5; 20], 20);
+        rows.extend(feed(&engine, &mut session, &[6], 1));
+        rows
+    };
+    assert!(run(backend().with_experts(elsewhere.clone())) == run(backend()));
+    let expected = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)];
+    assert_eq!(*elsewhere.seen.lock().unwrap(), expected);
 }
 
 /// From another thread every part of a stage would have to be handed over and waited for.

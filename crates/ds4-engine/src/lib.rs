@@ -9,6 +9,7 @@
 
 pub mod backend;
 mod engine;
+pub mod experts;
 mod forward;
 pub mod layout;
 pub mod observer;

@@ -1,7 +1,7 @@
 //! Watching what the routed experts are given, for calibration.
 //!
 //! A backend that offers it calls the observer during
-//! [`run_experts`](crate::Backend::run_experts); results don't depend on whether it does.
+//! [`run_experts`](crate::backend::Step::run_experts). Results don't depend on the observer.
 
 /// Sees what every routed expert is given.
 pub trait ExpertObserver: Send + Sync {

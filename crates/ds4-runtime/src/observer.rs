@@ -25,6 +25,9 @@ pub trait Observer: Send {
     /// An idle session was dropped.
     fn evicted(&self) {}
 
+    /// The device had no room for memory that admission had counted on.
+    fn out_of_memory(&self) {}
+
     /// A running request gave its memory to an older one.
     fn preempted(&self) {}
 
