@@ -1,4 +1,12 @@
 // The likeliest token of rows of logits.
+//
+//   tokens[row] = the first token with the largest logits[row][token]
+//
+// Input: logits f32 [n, vocab].
+// Output: tokens u32 [n]; UNUSABLE_TOKEN for a row with a NaN or without a largest finite number.
+// Grid: (blocks that share a row, n). Block: 256 threads. The last block to arrive compares the
+// best of all blocks.
+// Plain Rust: `argmax` in crates/ds4-engine/src/sampling.rs.
 
 #include "common.cuh"
 
@@ -17,8 +25,8 @@ struct ArgmaxParams {
 };
 SAME_IN_RUST(ArgmaxParams);
 
-// Orders tokens by their logits, and those of equal ones the other way: the largest is the best.
-// Above all numbers is a NaN.
+// Ranks tokens by their logits, and equal ones by their numbers, the lower above: the largest is
+// best. Above all numbers is a NaN.
 __device__ inline u64 rank(float logit, u32 token) {
     u32 bits = __float_as_uint(logit);
     // The two zeros are equal.

@@ -1,9 +1,9 @@
-// Attention over the sliding window and the compressed rows, on tensor cores, for the files that build
-// kernels from it.
+// Attention over the sliding window and the compressed rows, on tensor cores, for the files that
+// build kernels from it.
 //
 // A row is both key and value: it is decoded once to halves in shared memory and feeds both
-// products. Softmax runs online over chunks of rows. A block works on one query, for TILES tiles of 16
-// heads.
+// products. Softmax runs online over chunks of rows. A block works on one query, for TILES tiles of
+// 16 heads.
 #pragma once
 
 #include "rows.cuh"
@@ -67,7 +67,8 @@ struct VisibleRows {
 
 __device__ inline u32 visible_count(u32 position, u32 ratio, u32 top_k) {
     u32 compressed = ratio ? (position + 1) / ratio : 0;
-    return min(position + 1, (u32)WINDOW) + (ratio == CSA_RATIO ? min(compressed, top_k) : compressed);
+    if (ratio == CSA_RATIO) compressed = min(compressed, top_k);
+    return min(position + 1, (u32)WINDOW) + compressed;
 }
 
 __device__ inline VisibleRows visible_rows(const AttentionParams& a, const LayerCache& cache,
@@ -93,9 +94,9 @@ __device__ inline VisibleRows visible_rows(const AttentionParams& a, const Layer
 template <int TILES, int CHUNK>
 struct Shared {
     static constexpr int HEADS = TILES * TILE_HEADS;
-    // Tiles of heads and rows that a warp makes scores of, and how many warps share the same scores,
-    // each with a part of the 512 elements to sum. With CHUNK = 32 parts are the same for 1 and 4
-    // TILES, and so are bits.
+    // Tiles of heads and rows that a warp makes scores of, and how many warps share the same
+    // scores, each with a part of the 512 elements to sum. With CHUNK = 32 parts are the same for 1
+    // and 4 TILES, and so are bits.
     static constexpr int HEAD_TILES = TILES == 1 ? 1 : 2, SCORE_ROWS = TILES == 1 ? 16 : 32;
     static constexpr int PARTS = ATTEND_WARPS / ((TILES / HEAD_TILES) * (CHUNK / SCORE_ROWS));
     static constexpr int SCORE_STRIDE = CHUNK + 4;
@@ -130,8 +131,8 @@ static_assert(Shared<4, SHORT_CHUNK>::BYTES == ATTEND_SHARED_64X32, "not as in s
 static_assert(Shared<4, LONG_CHUNK>::BYTES == ATTEND_SHARED_64X64, "not as in src/constants.rs");
 
 // One head of a query, by a warp: two runs of eight elements a lane, the second `rotated` or not.
-__device__ inline void store_query(const uint4 (&raw)[2], const float2 (&rotations)[4], bool rotated,
-                                   float epsilon, u16* to, u32 lane) {
+__device__ inline void store_query(const uint4 (&raw)[2], const float2 (&rotations)[4],
+                                   bool rotated, float epsilon, u16* to, u32 lane) {
     float2 x[8];
     float square = 0;
 #pragma unroll
@@ -160,7 +161,8 @@ __device__ inline void store_query(const uint4 (&raw)[2], const float2 (&rotatio
 
 // Normalises and rotates the block's queries from `first_head` into shared memory.
 template <class S>
-__device__ inline void load_queries(const S& shared, const AttentionParams& a, u32 row, u32 first_head) {
+__device__ inline void load_queries(const S& shared, const AttentionParams& a, u32 row,
+                                    u32 first_head) {
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     // Two runs of eight elements a lane; only the second can be in the rotary part.
     u32 second = HEAD_DIM / 2 + 8 * lane;
@@ -204,8 +206,8 @@ __device__ inline const u8* row_address(const VisibleRows& rows, const RowRange&
     return rows[min(i, range.end - 1)];
 }
 
-// Brings the rows of a chunk nearer, a row's 128 bytes a lane, but for those whose numbers may not be
-// known yet.
+// Brings the rows of a chunk nearer, a row's 128 bytes a lane, but for those whose numbers may not
+// be known yet.
 template <int CHUNK>
 __device__ inline void prefetch_rows(const VisibleRows& rows, u32 begin, u32 end) {
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -231,8 +233,8 @@ __device__ inline void fetch_rows(const S& shared, const u8* address, u32 valid)
         u32 row = warp + i * ATTEND_WARPS;
         u8* to = shared.stored + row * KV_ROW;
 #pragma unroll
-        for (u32 piece = lane; piece < KV_ROW / 8; piece += WARP) {
-            copy_async8(to + 8 * piece, from + 8 * piece, row < valid);
+        for (u32 fragment = lane; fragment < KV_ROW / 8; fragment += WARP) {
+            copy_async8(to + 8 * fragment, from + 8 * fragment, row < valid);
         }
     }
     copy_async_commit();
@@ -243,8 +245,8 @@ __device__ inline void decode_row(const u8* stored, u32 lane, u16* out) {
     const uint2* codes = (const uint2*)stored;
     const u8* scales = stored + KV_SCALES;
 #pragma unroll
-    for (u32 piece = lane; piece < NOPE_DIM / 8; piece += WARP) {
-        ((uint4*)out)[piece] = decode_e4m3(codes[piece], e4m3_factor(scales[piece / 8]));
+    for (u32 fragment = lane; fragment < NOPE_DIM / 8; fragment += WARP) {
+        ((uint4*)out)[fragment] = decode_e4m3(codes[fragment], e4m3_factor(scales[fragment / 8]));
     }
     float2 rotary = ((const float2*)(stored + NOPE_DIM))[lane];
     ((u32*)(out + NOPE_DIM))[lane] = pack_half2(rotary.x, rotary.y);
@@ -409,18 +411,19 @@ __device__ inline void multiply_values(const S& shared, float (&sums)[TILES][WAR
 
 // Starts the copy of a range's first chunk, if rows are stored packed.
 template <int CHUNK, class S>
-__device__ inline void begin_rows(const S& shared, const AttentionParams& a, const VisibleRows& rows,
-                                  const RowRange& range) {
+__device__ inline void begin_rows(const S& shared, const AttentionParams& a,
+                                  const VisibleRows& rows, const RowRange& range) {
     if (!a.at.rounding) return;
     fetch_rows<CHUNK>(shared, row_address<CHUNK>(rows, range), range.end - range.begin);
 }
 
-// Attention of the block's heads over a range of rows, begun with `begin_rows`: unnormalised sums in
-// registers, their largest scores and totals in shared memory. Begins the range `next`, if it is not
-// empty.
+// Attention of the block's heads over a range of rows, begun with `begin_rows`: unnormalised sums
+// in registers, their largest scores and totals in shared memory. Begins the range `next`, if it is
+// not empty.
 template <int TILES, int CHUNK, class S>
-__device__ inline void attend_rows(const S& shared, const AttentionParams& a, const VisibleRows& rows,
-                                   const RowRange& range, const RowRange& next,
+__device__ inline void attend_rows(const S& shared, const AttentionParams& a,
+                                   const VisibleRows& rows, const RowRange& range,
+                                   const RowRange& next,
                                    float (&sums)[TILES][WARP_COLUMNS / 8][4]) {
     for (u32 chunk = range.begin; chunk < range.end; chunk += CHUNK) {
         copy_async_wait<0>();

@@ -1,12 +1,25 @@
-// Attention of few rows: blocks share what a query sees, and `merge_attention` joins their results.
+// Attention of few rows: flash-decoding with a combine. Blocks share the splits of what a query
+// sees, and `combine_splits` joins their results.
+//
+//   q = rotate(norm(query)), score[r] = scale · q·row[r], sink = sinks[head]
+//   out = rotate back (Σ_r e^score[r] · row[r] / (Σ_r e^score[r] + e^sink))
+//
+// Inputs: queries f16 [n, heads, 512]; stored rows of the window, the step and the compressor.
+// Output: out f16 [n, heads, 512].
+// Between the kernels: partial sums f16 [rows, MAX_SPLITS, heads, 512], and their largest scores
+// and totals.
+// Grid of flash_decode: (blocks that share the splits + 1, groups of 16 or 64 heads, rows). Block:
+// 256 threads. The last block stores the row in its window.
+// Grid of combine_splits: (heads, rows). Block: 128 threads, four elements each.
+// Plain Rust: `attend` in crates/ds4-cpu/src/reference/attention.rs.
 
 #include "attention.cuh"
 
 // Rows of one split in decoding. It follows from the query's own rows alone, whatever else is in
 // the step, and is whole chunks.
 __device__ inline u32 rows_per_split(u32 total) {
-    u32 share = (total + MAX_SPLITS - 1) / MAX_SPLITS;
-    return (share + SHORT_CHUNK - 1) / SHORT_CHUNK * SHORT_CHUNK;
+    u32 each = (total + MAX_SPLITS - 1) / MAX_SPLITS;
+    return (each + SHORT_CHUNK - 1) / SHORT_CHUNK * SHORT_CHUNK;
 }
 
 // Stores the row's key/value row in its window. The slot's old row is out of sight of all queries
@@ -18,9 +31,9 @@ __device__ inline void keep_row(const u8* kv_rows, u32 row, u32 bytes, u8* slot)
     }
 }
 
-// A split's results for the block's heads, of which there are `heads`: normalised sums to `partial_sums`,
-// halves as the whole result will be, and (largest, total) to `partial_totals`, both from the split's
-// own head on.
+// A split's results for the block's first `heads` heads: normalised sums to `partial_sums`, halves
+// as the whole result will be, and (largest, total) to `partial_totals`, both from the split's own
+// head on.
 template <int TILES, class S>
 __device__ inline void store_split(const S& shared, const float (&sums)[TILES][WARP_COLUMNS / 8][4],
                                    u32 heads, u16* partial_sums, float2* partial_totals) {
@@ -33,7 +46,8 @@ __device__ inline void store_split(const S& shared, const float (&sums)[TILES][W
         u16* to = partial_sums + h * HEAD_DIM + warp * WARP_COLUMNS + lane % 4 * 2;
 #pragma unroll
         for (int n = 0; n < WARP_COLUMNS / 8; ++n) {
-            float x = sums[i / 2][n][i % 2 * 2] * factor, y = sums[i / 2][n][i % 2 * 2 + 1] * factor;
+            const float(&sum)[4] = sums[i / 2][n];
+            float x = sum[i % 2 * 2] * factor, y = sum[i % 2 * 2 + 1] * factor;
             *(u32*)(to + n * 8) = pack_half2(x, y);
         }
     }
@@ -43,9 +57,9 @@ __device__ inline void store_split(const S& shared, const float (&sums)[TILES][W
     }
 }
 
-// The splits of a query's rows that are the block's, for TILES tiles of its heads, or storing the row
-// in its window. A block of several splits loads its queries once, and copies the next split's rows
-// while it works on one.
+// The block's splits of a query's rows, for TILES tiles of its heads; or storing the row in its
+// window. A block of several splits loads its queries once, and copies the next split's rows while
+// it works on one.
 template <int TILES>
 __device__ inline void attend_some_splits(const AttentionParams& a) {
     Shared<TILES, SHORT_CHUNK> shared;
@@ -54,9 +68,9 @@ __device__ inline void attend_some_splits(const AttentionParams& a) {
     const LayerCache& cache = a.at.cache(row);
     VisibleRows rows = visible_rows(a, cache, row);
     u8* slot = cache.window + a.at.step.position[row] % WINDOW_SLOTS * rows.bytes;
-    u32 blocks = gridDim.x - 1, share = rows_per_split(rows.total);
+    u32 blocks = gridDim.x - 1, each = rows_per_split(rows.total);
     auto range_of = [&](u32 split) {
-        return RowRange{split * share, min((split + 1) * share, rows.total)};
+        return RowRange{split * each, min((split + 1) * each, rows.total)};
     };
     RowRange range = range_of(blockIdx.x);
     prefetch_rows<SHORT_CHUNK>(rows, range.begin, range.end);
@@ -80,11 +94,8 @@ __device__ inline void attend_some_splits(const AttentionParams& a) {
     }
 }
 
-// Splits of each query's rows, and a block that stores the row in its window: grid [blocks that share
-// the splits + 1, head groups, rows], for spans of at most MAX_REWIND rows. With many rows, a block has
-// 64 heads, for which it decodes rows once.
-//
-// Results don't depend on the kernel, nor on the number of blocks.
+// For spans of at most MAX_REWIND rows. With many rows, a block has 64 heads, for which it decodes
+// rows once. Results don't depend on the kernel, nor on the number of blocks.
 extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, 2) flash_decode_16(
     __grid_constant__ const AttentionParams a
 ) {
@@ -99,10 +110,9 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, 1) flash_decode_64(
     attend_some_splits<4>(a);
 }
 
-// Joins the splits, adds the sink and rotates back: grid [heads, rows], four elements a thread.
-//
-// A launch of its own: the partial results of 16 heads are up to 320 KB, which a block that went on
-// after the splits would read no faster than 64 bytes a cycle.
+// Combines the splits, adds the sink and rotates back. A launch of its own: the partial results of
+// 16 heads are up to 320 KB, which a block that went on after the splits would read no faster than
+// 64 bytes a cycle.
 extern "C" __global__ void __launch_bounds__(KV_THREADS) combine_splits(
     __grid_constant__ const AttentionParams a
 ) {
@@ -110,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(KV_THREADS) combine_splits(
     launch_dependents();
     u32 row = a.at.first_row + blockIdx.y, head = blockIdx.x, lane = threadIdx.x % WARP;
     u32 heads = a.heads, total_rows = visible_count(a.at.step.position[row], a.at.ratio, a.top_k);
-    u32 share = rows_per_split(total_rows), splits = (total_rows + share - 1) / share;
+    u32 each = rows_per_split(total_rows), splits = (total_rows + each - 1) / each;
     float sink = a.sinks[head] * LOG2_E;
     wait_for_dependencies();
     u64 first = (u64)blockIdx.y * MAX_SPLITS * heads + head;

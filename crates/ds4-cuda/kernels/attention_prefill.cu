@@ -1,4 +1,8 @@
 // Attention of many rows: a block has all that a query sees.
+//
+// Formula, inputs and output are as in attention_decode.cu, without partial results.
+// Grid: (rows, groups of 16 or 64 heads). Block: 256 threads. Rows are read in chunks of 32 or 64.
+// Plain Rust: `attend` in crates/ds4-cpu/src/reference/attention.rs.
 
 #include "attention.cuh"
 

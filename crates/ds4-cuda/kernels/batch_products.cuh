@@ -2,8 +2,8 @@
 //
 // The warps of a block have a tile of 16 weight rows each and the same columns, so the activations
 // come to shared memory once for all of them: read by every warp on its own, they would take longer
-// than the weights. Blocks share tiles as warps do in `run_product`, and add up in the same order, so
-// that results have the same bits.
+// than the weights. Blocks share tiles as warps do in `run_product`, and add up in the same order,
+// so that results have the same bits.
 #pragma once
 
 #include "products.cuh"
@@ -17,8 +17,8 @@ struct Workspace {
 };
 SAME_IN_RUST(Workspace);
 
-// Columns of a unit of eight rows for each of TOKENS groups, if EXACT with what rounding left over, in
-// a ring.
+// Columns of a unit of eight rows for each of TOKENS groups, if EXACT with what rounding left over,
+// in a ring.
 template <int TYPE, int TOKENS, bool EXACT>
 struct StagedRows {
     static constexpr int STEPS = unit_steps(TYPE), ROW = 64 * STEPS, PART = 8 * TOKENS * ROW;
@@ -32,20 +32,20 @@ struct StagedRows {
     __device__ inline const u8* stage(int i) const { return ring + i % BATCH_STAGES * STAGE; }
 
     // Even and odd rows have their steps in turn, so that eight lanes of two rows use all banks.
-    __device__ static inline int place(int row, int step, int piece) {
-        return row * ROW + (64 * step ^ 64 * (row % 2)) + 16 * piece;
+    __device__ static inline int offset_of(int row, int step, int fragment) {
+        return row * ROW + (64 * step ^ 64 * (row % 2)) + 16 * fragment;
     }
 
     // Starts the copy of a unit's columns, if there is one, by the whole block.
     __device__ inline void fetch(int i, int column) const {
-        constexpr int ROW_PIECES = 4 * STEPS, PIECES = 8 * TOKENS * ROW_PIECES;
+        constexpr int ROW_FRAGMENTS = 4 * STEPS, FRAGMENTS = 8 * TOKENS * ROW_FRAGMENTS;
         u8* to = ring + i % BATCH_STAGES * STAGE;
 #pragma unroll
-        for (int j = 0; j < PIECES; j += DECODE_WARPS * WARP) {
-            int k = j + threadIdx.x, row = k / ROW_PIECES, piece = k % ROW_PIECES;
-            if (k >= PIECES || column >= p.columns) break;
-            size_t from = (size_t)min(first + row, n - 1) * p.x_stride + column + 8 * piece;
-            u8* at = to + place(row, piece / 4, piece % 4);
+        for (int j = 0; j < FRAGMENTS; j += DECODE_WARPS * WARP) {
+            int k = j + threadIdx.x, row = k / ROW_FRAGMENTS, fragment = k % ROW_FRAGMENTS;
+            if (k >= FRAGMENTS || column >= p.columns) break;
+            size_t from = (size_t)min(first + row, n - 1) * p.x_stride + column + 8 * fragment;
+            u8* at = to + offset_of(row, fragment / 4, fragment % 4);
             copy_async16(at, p.x + from);
             if (EXACT) copy_async16(at + PART, p.x_low + from);
         }
@@ -61,7 +61,9 @@ struct StagedRows {
         for (int s = 0; s < STEPS; ++s) {
             uint4 x[TOKENS];
 #pragma unroll
-            for (int i = 0; i < TOKENS; ++i) x[i] = *(const uint4*)(stage + place(8 * i + g, s, t));
+            for (int i = 0; i < TOKENS; ++i) {
+                x[i] = *(const uint4*)(stage + offset_of(8 * i + g, s, t));
+            }
             Operands o = w.operands(s, nullptr, lane);
             RowPair f = w.factor(s);
 #pragma unroll
@@ -69,7 +71,7 @@ struct StagedRows {
                 float d[4];
                 begin_step(d, o, x[i]);
                 if (EXACT) {
-                    multiply_step(d, o, *(const uint4*)(stage + PART + place(8 * i + g, s, t)));
+                    multiply_step(d, o, *(const uint4*)(stage + PART + offset_of(8 * i + g, s, t)));
                 }
                 add_scaled(sums, i, d, f);
             }
@@ -77,8 +79,8 @@ struct StagedRows {
     }
 };
 
-// Adds the products of units `first`, `first + stride`, … of the warp's tile. Weights are on their way
-// before the activations are there.
+// Adds the products of units `first`, `first + stride`, … of the warp's tile. Weights are on their
+// way before the activations are there.
 template <int TYPE, int TOKENS, bool EXACT>
 __device__ inline void multiply_staged(
     Sums<TOKENS>& sums, const PackedMatrix& w, int tile, int first, int stride,
@@ -110,7 +112,8 @@ __device__ inline void multiply_staged(
     copy_async_wait<0>();
 }
 
-// The sums of a tile in the order of the parts: those of one warp of `parts` blocks in a row.
+// The sums of a tile in the order of the parts: sums of one warp of each of `parts` blocks in a
+// row.
 template <int TOKENS>
 __device__ inline void add_parts(Sums<TOKENS>& sums, const float4* from, int parts) {
     sums.clear();
@@ -150,9 +153,9 @@ __device__ inline int batch_tiles(const Product& p) {
     return p.up.codes ? DECODE_WARPS / 2 : DECODE_WARPS;
 }
 
-// A product's tiles for rows `first` … of `n`: `block` counts the product's blocks, parts of the same
-// tiles in a row. Returns whether this block stored the results; if not, another one of those that
-// share the tiles will. Shared memory: BATCH_STAGES · 2 · BATCH_STAGE_BYTES·TOKENS bytes.
+// A product's tiles for rows `first` … of `n`: `block` counts the product's blocks, parts of the
+// same tiles in a row. Returns whether this block stored the results; if not, another one of those
+// that share the tiles will. Shared memory: BATCH_STAGES · 2 · BATCH_STAGE_BYTES·TOKENS bytes.
 template <int TOKENS>
 __device__ inline bool run_batch_product(
     const Product& p, int block, int first, int n, const Workspace& workspace
@@ -165,9 +168,9 @@ __device__ inline bool run_batch_product(
     Sums<TOKENS> sums;
     sums.clear();
     u8* ring = (u8*)dynamic_shared;
-#define CASE(TYPE, EXACT)                                                                           \
-    if (p.type == TYPE && (p.x_low != nullptr) == EXACT) {                                          \
-        multiply_staged<TYPE, TOKENS, EXACT>(sums, w, loaded, part, p.split, {ring, p, first, n});  \
+#define CASE(TYPE, EXACT)                                                                          \
+    if (p.type == TYPE && (p.x_low != nullptr) == EXACT) {                                         \
+        multiply_staged<TYPE, TOKENS, EXACT>(sums, w, loaded, part, p.split, {ring, p, first, n}); \
     }
     CASE(Q8_0, false)
     CASE(Q8_0, true)
@@ -184,7 +187,8 @@ __device__ inline bool run_batch_product(
         }
         if (!last_to_arrive(workspace.arrivals + whole, p.split)) return false;
         if (warp >= block_tiles) return true;
-        const float4* parts = workspace.sums + (size_t)(whole * DECODE_WARPS + warp) * TOKENS * WARP;
+        size_t first_part = (size_t)(whole * DECODE_WARPS + warp) * TOKENS * WARP;
+        const float4* parts = workspace.sums + first_part;
         add_parts(sums, parts + lane, p.split);
         if (p.up.codes) {
             Sums<TOKENS> up;

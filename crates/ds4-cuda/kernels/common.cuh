@@ -104,9 +104,9 @@ __device__ inline float block_sum(float x, float* scratch) {
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// Whether this block is the last of `blocks` to get here: it then sees what the others wrote before,
-// and can go on with it where a launch of its own would take longer. `arrivals` is 0 before the
-// first and again after the last. For all threads of a block.
+// Whether this block is the last of `blocks` to get here: it then sees what the others wrote
+// before, and can go on with it where a launch of its own would take longer. `arrivals` is 0 before
+// the first and again after the last. For all threads of a block.
 __device__ inline bool last_to_arrive(u32* arrivals, u32 blocks) {
     __shared__ bool last;
     __syncthreads();

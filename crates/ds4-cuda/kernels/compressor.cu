@@ -1,7 +1,20 @@
-// What follows the projections of an attention input: the query latent is normalised, the
-// key/value row finished, and the compressors take their inputs and emit the rows that become
-// complete. None of these needs another, so that one launch does them all. Weights, and what a step
-// has from its beginning, are read before the products are waited for.
+// What follows the projections of an attention input: the query latent is normalised, the key/value
+// row finished, and the compressors take their inputs and emit the rows that become complete. None
+// of these needs another, so that one launch does them all. Weights, and what a step has from its
+// beginning, are read before the products are waited for.
+//
+//   latent = norm(raw latent), key/value row = store(rotate(norm(raw row)))
+//   compressed row = store(rotate(norm(Σ_i softmax_i(score[i] + bias[i]) · value[i])))
+//
+// The sum is over the tokens of a row's window, element by element.
+// Inputs: products f32 [n, stride] of the latent, the key/value rows and the compressors' values
+// and scores.
+// Outputs: the latent as two halves [n, width]; stored key/value rows [n, row bytes]; compressed
+// rows and index keys in the caches.
+// Grid of finish_inputs: (rows, parts). Block: 512 threads.
+// Grid of store_inputs: (rows, compressors). Block: 128 threads.
+// Plain Rust: `rms_norm` in crates/ds4-cpu/src/reference/mod.rs, `CompressStage` in
+// crates/ds4-cpu/src/compressor.rs, `RowCodec` in crates/ds4-engine/src/rows.rs.
 
 #include "rows.cuh"
 
@@ -119,7 +132,7 @@ __device__ inline void norm_row(float (&x)[4], u32 threads, float4 weights, floa
     x[2] *= scale * weights.z, x[3] *= scale * weights.w;
 }
 
-// The rotations of a thread's two pairs of a row of 4·threads elements, of which the last ROPE_DIM
+// The rotations of a thread's two pairs of a row of 4·threads elements; the last ROPE_DIM
 // are rotated. `rotation` gives a pair's.
 struct RowRotation {
     bool rotates;
@@ -195,7 +208,7 @@ __device__ inline void finish_key_value(const float* raw, u32 stride, const floa
 }
 
 // Four elements of a latent [width] from `i` on; zeros beyond its end.
-__device__ inline float4 latent_piece(const float* latent, u32 i, u32 width) {
+__device__ inline float4 latent_fragment(const float* latent, u32 i, u32 width) {
     return i < width ? *(const float4*)(latent + i) : float4{};
 }
 
@@ -203,21 +216,21 @@ __device__ inline float4 latent_piece(const float* latent, u32 i, u32 width) {
 __device__ inline void finish_latent(const float* raw, u32 stride, u32 width, const float* norm,
                                      u32 row, float epsilon, u16* latent, u16* latent_low) {
     __shared__ float scratch[FINISH_THREADS / WARP];
-    // Latents are seldom wider than this first piece of all threads.
+    // Latents are seldom wider than this first fragment of all threads.
     u32 first = 4 * threadIdx.x, step = 4 * blockDim.x;
-    float4 weights = latent_piece(norm, first, width);
+    float4 weights = latent_fragment(norm, first, width);
     wait_for_dependencies();
     const float* own = raw + (u64)row * stride;
-    float4 piece = latent_piece(own, first, width);
+    float4 fragment = latent_fragment(own, first, width);
     float squares = 0;
     for (u32 i = first; i < width; i += step) {
-        float4 v = i == first ? piece : latent_piece(own, i, width);
+        float4 v = i == first ? fragment : latent_fragment(own, i, width);
         squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     }
     float scale = 1.0f / sqrtf(block_sum(squares, scratch) / width + epsilon);
     for (u32 i = first; i < width; i += step) {
-        float4 v = i == first ? piece : latent_piece(own, i, width);
-        float4 w = i == first ? weights : latent_piece(norm, i, width);
+        float4 v = i == first ? fragment : latent_fragment(own, i, width);
+        float4 w = i == first ? weights : latent_fragment(norm, i, width);
         v = make_float4(v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w);
         uint2 high = make_uint2(pack_half2(v.x, v.y), pack_half2(v.z, v.w));
         float2 a = unpack_half2(high.x), b = unpack_half2(high.y);
@@ -256,7 +269,7 @@ __device__ inline CompressorInputs index_inputs(const LayerCache& cache, const S
             at.step.span_row[row]};
 }
 
-// The part of this block: the blockIdx.y-th of those in the set.
+// The part of this block: the blockIdx.y-th in the set.
 __device__ inline u32 own_part(u32 parts) {
     u32 part = 0;
     for (u32 before = blockIdx.y; !(parts >> part & 1) || before-- > 0;) ++part;

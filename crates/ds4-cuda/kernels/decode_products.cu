@@ -1,8 +1,19 @@
-// Matrix products of a few rows: the weights are read once, at the memory's pace.
+// Dense products of a few rows: the weights are read once, at the memory's pace.
 //
-// A warp multiplies a tile of 16 weight rows, or shares it with others if the matrix has few tiles;
-// how they share it depends on the matrix alone, so a row's results do not depend on the rows
-// beside it.
+//   out[n][row] = Σ_c weights[row][c] · x[n][c], or SwiGLU of two such products
+//
+// Inputs: activations x f16 [n, x_stride], with x_low where products are exact; matrices of any
+// type.
+// Outputs: f32 or f16 [n, out_stride].
+// Grid of decode_products_8 and _any: (blocks of all products, n / 8).
+// Grid of _16, _32 and _64: (blocks of all products), a launch for so many rows. Block: 256
+// threads. More blocks make integers of the experts' input; the last one to arrive at the router's
+// product routes.
+// Plain Rust: `matmul` in crates/ds4-cpu/src/reference/products.rs.
+//
+// A warp multiplies a tile of 16 weight rows. If the matrix has few tiles, warps share a tile, each
+// with a part of the columns (split-K). The split depends on the matrix alone, so a row's results
+// do not depend on the rows beside it.
 
 #include "batch_products.cuh"
 #include "products.cuh"

@@ -1,10 +1,18 @@
 // Token embeddings, read from the table in its storage format.
+//
+//   streams[n][s] = table[token[n]] for all four streams s
+//
+// Inputs: tokens u32 [n]; a matrix [vocab, hidden] of any type.
+// Output: streams f32 [n, 4, hidden].
+// Grid: (n). Block: 256 threads.
+// Plain Rust: `dequantize` in crates/ds4-cpu/src/reference/products.rs.
 
 #include "formats.cuh"
 
 template <int TYPE>
 __device__ inline void embed_unit(
-    const PackedMatrix& table, int units, int unit, u32 token, float* out, const uint4* grid, bool add
+    const PackedMatrix& table, int units, int unit, u32 token, float* out, const uint4* grid,
+    bool add
 ) {
     int lane = threadIdx.x % WARP, high = token % 16 / 8;
     Unit<TYPE> w;

@@ -1,24 +1,33 @@
 // Routed experts of a few rows, of any type: each chosen expert's weights are read once. See
-// experts_q2.cu for those of the types that the model comes in.
+// experts_q2.cu for the types that the model comes in.
 //
-// A block does some tiles of an expert at a time, and goes on until all are done. Blocks for the shared
-// expert's last product come first: its input was ready long ago.
+//   hidden[pair] = weight[pair] · SwiGLU(gate·x, up·x), out[row][slot] = down·hidden[pair]
+//
+// Inputs: x f16 [n, hidden]; the MoE permutation of the pairs of rows and experts; gate and up
+// [experts · width, hidden], down [experts · hidden, width].
+// Between the kernels: hidden f16 [n · used, width].
+// Output: out f32 [n, used + 1, hidden], whose last slot is the shared expert's.
+// Grid: (blocks that share the work list). Block: 256 threads.
+// Plain Rust: `experts` in crates/ds4-cpu/src/reference/experts.rs.
+//
+// A block does some tiles of an expert at a time, and goes on until all are done. Blocks for the
+// shared expert's last product come first: its input was ready long ago.
 
 #include "permutation.cuh"
 #include "products.cuh"
 
-// Warps that share a tile, and tiles that a block does at a time: large pieces of one expert, so that
+// Warps that share a tile, and tiles that a block does at a time: many of one expert, so that
 // finding its rows and adding up are a small part of the work.
 #define GATE_UP_SPLIT 2
 #define GATE_UP_TILES (DECODE_WARPS / GATE_UP_SPLIT)
 #define DOWN_TILES DECODE_WARPS
 
-// The expert's activation rows `first` … up to `end`, by number of pair: row pair / `share` of `x`.
+// The expert's activation rows `first` … up to `end`, by number of pair: row pair / `slots` of `x`.
 __device__ inline Rows expert_rows(
-    const Permutation& permutation, const u16* x, int columns, int share, int first, int end
+    const Permutation& permutation, const u16* x, int columns, int slots, int first, int end
 ) {
     u32 pair = permutation.pairs[min(first + (int)threadIdx.x % WARP / 4, end - 1)];
-    return {x + (size_t)(pair / share) * columns + 8 * (threadIdx.x % 4), nullptr};
+    return {x + (size_t)(pair / slots) * columns + 8 * (threadIdx.x % 4), nullptr};
 }
 
 struct GateUpAnyParams {
@@ -48,15 +57,15 @@ extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1) experts_gat
     const Permutation& permutation = p.permutation;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int tiles = gate.rows / 16, part = warp % GATE_UP_SPLIT;
-    int expert_items = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
+    int expert_work = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
     wait_for_dependencies();
-    // Only now: `experts_down_q2` reads the groups before it waits for this kernel.
+    // Only now: `experts_down_q2` reads the permutation before it waits for this kernel.
     launch_dependents();
     __syncthreads();
-    int items = *permutation.active_count * expert_items;
-    for (int item = blockIdx.x; item < items; item += gridDim.x) {
-        int expert = permutation.active[item / expert_items];
-        int first_tile = item % expert_items * GATE_UP_TILES;
+    int work_tiles = *permutation.active_count * expert_work;
+    for (int work_tile = blockIdx.x; work_tile < work_tiles; work_tile += gridDim.x) {
+        int expert = permutation.active[work_tile / expert_work];
+        int first_tile = work_tile % expert_work * GATE_UP_TILES;
         int tile = expert * tiles + min(first_tile + warp / GATE_UP_SPLIT, tiles - 1);
         int start = permutation.offsets[expert], end = permutation.offsets[expert + 1];
         for (int first = start; first < end; first += 8) {
@@ -118,19 +127,20 @@ extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 1) experts_dow
     const Permutation& permutation = p.permutation;
     int used = p.used, n = p.rows;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int tiles = w.rows / 16, expert_items = (tiles + DOWN_TILES - 1) / DOWN_TILES;
-    int shared_blocks = product_blocks(shared), shared_items = shared_blocks * ((n + 7) / 8);
-    if ((int)blockIdx.x < shared_items) {
+    int tiles = w.rows / 16, expert_work = (tiles + DOWN_TILES - 1) / DOWN_TILES;
+    int shared_blocks = product_blocks(shared), shared_work = shared_blocks * ((n + 7) / 8);
+    if ((int)blockIdx.x < shared_work) {
         int first = blockIdx.x / shared_blocks * 8;
         run_product<ANY_TYPE>(
             shared, blockIdx.x % shared_blocks, first, n, own_grid(grids), scratch);
         return;
     }
     wait_for_dependencies();
-    int items = *permutation.active_count * expert_items;
-    for (int item = blockIdx.x - shared_items; item < items; item += gridDim.x - shared_items) {
-        int expert = permutation.active[item / expert_items];
-        int first_tile = item % expert_items * DOWN_TILES;
+    int work_tiles = *permutation.active_count * expert_work;
+    int own = blockIdx.x - shared_work, blocks = gridDim.x - shared_work;
+    for (int work_tile = own; work_tile < work_tiles; work_tile += blocks) {
+        int expert = permutation.active[work_tile / expert_work];
+        int first_tile = work_tile % expert_work * DOWN_TILES;
         int tile = expert * tiles + min(first_tile + warp, tiles - 1);
         int start = permutation.offsets[expert], end = permutation.offsets[expert + 1];
         for (int first = start; first < end; first += 8) {

@@ -1,15 +1,20 @@
-// Routed experts of a few rows in IQ2_XXS (gate and up) and Q2_K (down): the chosen experts' weights
-// are read once, and multiplied as integers with integers.
+// Routed experts of a few rows in IQ2_XXS (gate and up) and Q2_K (down): the chosen experts'
+// weights are read once, and multiplied as integers with integers.
 //
-// A product instruction has room for eight columns of activations. One row's take all of them: its
-// columns of different groups of weights are kept in columns of their own, high and low parts too,
-// with zeros in the place of the other groups. So an instruction adds up what has the same scale,
-// and its sums go on to the next.
+// Formula, inputs and outputs are as in experts.cu, but x comes as integers (quantised.cuh). The
+// shared expert's last product is part of the first kernel.
+// Grid: (blocks that share the work list). Block: 256 threads.
+// Plain Rust: `experts` in crates/ds4-cpu/src/reference/experts.rs.
 //
-// A block has a share of the chosen experts' tiles, one after the other. Copies of the next weights are
-// always under way (see expert_shares.cuh).
+// An instruction of the tensor cores has room for eight columns of activations. One row's take all
+// of them: its columns of different groups of weights are kept in columns of their own, high and
+// low parts too, with zeros in the place of the other groups. So an instruction adds up what has
+// the same scale, and its sums go on to the next.
+//
+// A block has a range of the work list: tiles of the chosen experts, one after the other. Copies of
+// the next weights are always under way (see expert_tiles.cuh).
 
-#include "expert_shares.cuh"
+#include "expert_tiles.cuh"
 #include "products.cuh"
 #include "quantised.cuh"
 
@@ -23,10 +28,10 @@ __device__ inline float quad_sum(float x) {
     return x + __shfl_xor_sync(FULL_WARP, x, 2);
 }
 
-// ---- Gate and up ---------------------------------------------------------------------------------
+// ---- Gate and up --------------------------------------------------------------------------------
 
-// Tiles that a block does at a time: half of its warps have one of gate each, the others the same of
-// up.
+// Tiles that a block does at a time: half of its warps have one of gate each, the others the same
+// of up.
 #define GATE_UP_TILES (DECODE_WARPS / 2)
 
 // The grid as selectors of bytes: a nibble of 0, 1 or 2 for 8, 25 or 43, in the order of the signs,
@@ -47,8 +52,8 @@ __device__ inline void load_selectors(u32* to, const u32* selectors) {
 }
 
 // Numbers that a compiler should not know. `one` is that twice in halves; `positive` is
-// POSITIVE_BYTES, with bits that no selector has: so it stays in a register of each lane, rather than
-// being fetched for every selection.
+// POSITIVE_BYTES, with bits that no selector has: so it stays in a register of each lane, rather
+// than being fetched for every selection.
 struct Opaque {
     u32 one, positive;
 
@@ -58,8 +63,8 @@ struct Opaque {
 
 // A step's weights as an operand.
 //
-// Shifts, selections and logic share a path that is half as wide as the one for products: so as much
-// as possible is done with these.
+// Shifts, selections and logic share a path that is half as wide as the one for products: so as
+// much as possible is done with these.
 __device__ inline void byte_operand(
     const Unit<IQ2_XXS>& w, int step, const u32* grid, const Opaque& k, u32 (&a)[4]
 ) {
@@ -84,8 +89,8 @@ struct InputUnit {
     float padding[3];
 };
 
-// Columns of four steps as operands: a lane has those of the step whose sums are in its column g, and
-// zeros for the others, forever.
+// Columns of four steps as operands: a lane has the step's whose sums are in its column g,
+// and zeros for the others, forever.
 template <int ROWS>
 struct OwnColumns {
     uint2 at[ROWS][4];
@@ -147,20 +152,20 @@ __device__ inline void multiply_grid(
 // What the warps of a block share.
 struct GateUpShared {
     Fetch<IQ2_XXS>::Chunk rings[DECODE_WARPS][RING];
-    // Results of an item, [row][16] of each warp, and of the one before.
+    // Results of an work_tile, [row][16] of each warp, and of the one before.
     float results[2][DECODE_WARPS][INTEGER_ROWS][16];
-    alignas(16) Work work;
+    alignas(16) WorkList work;
 };
 static_assert(sizeof(GateUpShared) == GATE_UP_SHARED, "not as in src/constants.rs");
 static_assert(sizeof(InputUnit) == INPUT_UNIT, "not as in src/constants.rs");
 
-// A warp's tile of an item for ROWS rows at `x`, to `results`.
+// A warp's tile of an work_tile for ROWS rows at `x`, to `results`.
 template <int ROWS>
 __device__ inline void multiply_gate_up(
     Fetch<IQ2_XXS>& fetch, const InputUnit* x, const u32* grid, const Opaque& opaque,
     float (&results)[INTEGER_ROWS][16]
 ) {
-    int lane = threadIdx.x % WARP, units = fetch.share.units;
+    int lane = threadIdx.x % WARP, units = fetch.schedule.units;
     float sums[ROWS][2];
     OwnColumns<ROWS> columns;
     columns.clear();
@@ -194,12 +199,12 @@ __device__ inline void multiply_gate_up(
 __device__ inline void load_inputs(
     InputUnit* to, const Quantised& x, const PairRange& range, int used
 ) {
-    constexpr int PIECES = 2 * INTEGER_COLUMNS / 16;
-    for (int i = threadIdx.x; i < range.rows() * x.units * PIECES; i += blockDim.x) {
-        int unit = i / PIECES, piece = i % PIECES;
+    constexpr int FRAGMENTS = 2 * INTEGER_COLUMNS / 16;
+    for (int i = threadIdx.x; i < range.rows() * x.units * FRAGMENTS; i += blockDim.x) {
+        int unit = i / FRAGMENTS, fragment = i % FRAGMENTS;
         size_t at = (size_t)(range.pair(unit / x.units) / used) * x.units + unit % x.units;
-        ((uint4*)to[unit].parts)[piece] = ((const uint4*)x.parts)[at * PIECES + piece];
-        if (piece == 0) to[unit].scale = x.scales[at];
+        ((uint4*)to[unit].parts)[fragment] = ((const uint4*)x.parts)[at * FRAGMENTS + fragment];
+        if (fragment == 0) to[unit].scale = x.scales[at];
     }
     __syncthreads();
 }
@@ -227,8 +232,8 @@ struct GateUpQ2Params {
 };
 SAME_IN_RUST(GateUpQ2Params);
 
-// hidden[pair] = weight · SwiGLU(gate·x, up·x) for each expert's pairs, and the shared expert's last
-// product. Shared memory: GateUpShared, and INTEGER_ROWS rows of InputUnit.
+// hidden[pair] = weight · SwiGLU(gate·x, up·x) for each expert's pairs, and the shared expert's
+// last product. Shared memory: GateUpShared, and INTEGER_ROWS rows of InputUnit.
 extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 2) experts_gate_up_q2(
     __grid_constant__ const GateUpQ2Params p
 ) {
@@ -242,8 +247,9 @@ extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 2) experts_gat
     const Product& shared_down = p.shared;
     int n = p.rows;
     // First, since its weights can be on their way before anything else is there.
-    int shared_blocks = product_blocks(shared_down), shared_items = shared_blocks * ((n + 7) / 8);
-    for (int i = blockIdx.x; i < shared_items; i += gridDim.x) {
+    int shared_blocks = product_blocks(shared_down);
+    int shared_work = shared_blocks * ((n + 7) / 8);
+    for (int i = blockIdx.x; i < shared_work; i += gridDim.x) {
         int first = i / shared_blocks * 8;
         run_product<TYPE_BIT(Q8_0)>(
             shared_down, i % shared_blocks, first, n, nullptr, (float*)dynamic_shared);
@@ -251,21 +257,23 @@ extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 2) experts_gat
     }
     Opaque opaque(p.one, p.selectors[threadIdx.x]);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int tiles = gate.rows / 16, items = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
+    int tiles = gate.rows / 16, work_tiles = (tiles + GATE_UP_TILES - 1) / GATE_UP_TILES;
     bool is_gate = warp < GATE_UP_TILES;
     PackedMatrix w = {is_gate ? gate.weights.codes : up.weights.codes,
                       is_gate ? gate.weights.scales : up.weights.scales,
                       is_gate ? gate.weights.more_scales : up.weights.more_scales};
-    Share share = {shared.work, items, tiles, GATE_UP_TILES, warp % GATE_UP_TILES, x.units};
+    Schedule schedule = {
+        shared.work, work_tiles, tiles, GATE_UP_TILES, warp % GATE_UP_TILES, x.units};
     wait_for_dependencies();
-    // Only now: `experts_down_q2` reads the groups before it waits for this kernel.
+    // Only now: `experts_down_q2` reads the permutation before it waits for this kernel.
     launch_dependents();
-    shared.work.load(permutation, p.experts, items);
-    Item item = share.bound(blockIdx.x, gridDim.x), end = share.bound(blockIdx.x + 1, gridDim.x);
-    Fetch<IQ2_XXS> fetch(share, item, end, w, shared.rings[warp]);
+    shared.work.load(permutation, p.experts, work_tiles);
+    WorkTile work_tile = schedule.bound(blockIdx.x, gridDim.x);
+    WorkTile end = schedule.bound(blockIdx.x + 1, gridDim.x);
+    Fetch<IQ2_XXS> fetch(schedule, work_tile, end, w, shared.rings[warp]);
     int parity = 0, loaded = -1;
-    for (; item.before(end); share.next(item)) {
-        PairRange range = share.pairs(permutation, item);
+    for (; work_tile.before(end); schedule.next(work_tile)) {
+        PairRange range = schedule.pairs(permutation, work_tile);
         int rows = range.rows();
         if (loaded != range.first) load_inputs(inputs, x, range, p.used);
         loaded = range.first;
@@ -278,7 +286,7 @@ extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 2) experts_gat
         __syncthreads();
         parity ^= 1;
         // A warp for each tile, half of it for each row.
-        int r = lane / 16, tile = item.number * GATE_UP_TILES + warp;
+        int r = lane / 16, tile = work_tile.number * GATE_UP_TILES + warp;
         if (warp >= GATE_UP_TILES || r >= rows || tile >= tiles) continue;
         float g = results[warp][r][lane % 16], u = results[GATE_UP_TILES + warp][r][lane % 16];
         u32 pair = range.pair(r);
@@ -288,19 +296,19 @@ extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 2) experts_gat
     copy_async_wait<0>();
 }
 
-// ---- Down ----------------------------------------------------------------------------------------
+// ---- Down ---------------------------------------------------------------------------------------
 
 // Tiles that a block does at a time: one for each warp.
 #define DOWN_TILES DECODE_WARPS
 
-// A hidden layer's unit as integers, in the order of Q2_K's words (see formats.cuh): word i of step k
-// has columns 2i and 2i + 1 of step k or k + 4, in the bytes where the weights have them, and zeros in
-// the place of the other's. Lanes with the same t read the same columns.
+// A hidden layer's unit as integers, in the order of Q2_K's words (see formats.cuh): word i of step
+// k has columns 2i and 2i + 1 of step k or k + 4, in the bytes where the weights have them, and
+// zeros in the place of the other's. Lanes with the same t read the same columns.
 struct HiddenUnit {
     // [k][step k or k + 4][part][t], words 0 … 3: lanes read them at once from different banks.
     uint4 parts[4][2][2][4];
-    // Sums of the integers of 16 columns, as three signed bytes, and a zero: [byte][quarter], a byte
-    // for each of the steps 0 … 3. See `DownUnit` for quarters.
+    // Sums of the integers of 16 columns, as three signed bytes, and a zero: [byte][quarter], a
+    // byte for each of the steps 0 … 3. See `DownUnit` for quarters.
     u32 sums[4][4];
     float scale;
     float padding[3];
@@ -381,8 +389,8 @@ struct DownSums {
     }
 };
 
-// A lane's share of a unit of 16 rows. The lane's quarter, t, is the groups of 16 columns whose sums
-// end up with it: those of columns 16·(t % 2) … in steps 0 … 3, or in steps 4 … 7 if t > 1.
+// A lane's share of a unit of 16 rows. The lane's quarter, t, is the groups of 16 columns whose
+// sums end up with it: columns 16·(t % 2) … in steps 0 … 3, or in steps 4 … 7 if t > 1.
 struct DownUnit {
     uint4 weights[2];
     // Scales and minima of the quarter's groups, a byte each, in rows g and g + 8.
@@ -419,7 +427,7 @@ struct DownUnit {
         DownSums<ROWS>& sums, const HiddenUnit* x, int units, OwnParts<ROWS>& parts
     ) const {
         u32 codes[2] = {groups[0] & 0x0f0f0f0f, groups[1] & 0x0f0f0f0f};
-        // Of steps 0 and 1, and 16 times those of 2 and 3.
+        // Sums of steps 0 and 1, and 16 times the sums of steps 2 and 3.
         int totals[ROWS][2][2] = {};
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -469,17 +477,17 @@ struct DownUnit {
 // What the warps of a block share.
 struct DownShared {
     Fetch<Q2_K>::Chunk rings[DECODE_WARPS][RING];
-    alignas(16) Work work;
+    alignas(16) WorkList work;
 };
 static_assert(sizeof(DownShared) == DOWN_SHARED, "not as in src/constants.rs");
 static_assert(sizeof(HiddenUnit) == HIDDEN_UNIT, "not as in src/constants.rs");
 
-// A warp's tile of an item for ROWS rows at `x`, to `out` of each row.
+// A warp's tile of an work_tile for ROWS rows at `x`, to `out` of each row.
 template <int ROWS>
 __device__ inline void multiply_down(
     Fetch<Q2_K>& fetch, const HiddenUnit* x, int tile, float* const (&out)[INTEGER_ROWS]
 ) {
-    int lane = threadIdx.x % WARP, units = fetch.share.units, tiles = fetch.share.tiles;
+    int lane = threadIdx.x % WARP, units = fetch.schedule.units, tiles = fetch.schedule.tiles;
     DownSums<ROWS> sums;
     OwnParts<ROWS> parts;
     for (int u = 0; u < units; u += CHUNK) {
@@ -502,7 +510,7 @@ __device__ inline void multiply_down(
     }
 }
 
-// The whole block makes integers of rows of a range, as soon as it is done with those before.
+// The whole block makes integers of rows of a range, as soon as it is done with the range before.
 __device__ inline void load_hidden(
     HiddenUnit* to, const u16* hidden, const PairRange& range, int units
 ) {
@@ -537,19 +545,20 @@ extern "C" __global__ void __launch_bounds__(DECODE_WARPS * WARP, 2) experts_dow
     DownShared& shared = *(DownShared*)dynamic_shared;
     HiddenUnit* inputs = (HiddenUnit*)(&shared + 1);
     int warp = threadIdx.x / WARP, units = w.columns / INTEGER_COLUMNS;
-    int tiles = w.rows / 16, items = (tiles + DOWN_TILES - 1) / DOWN_TILES;
-    Share share = {shared.work, items, tiles, DOWN_TILES, warp, units};
-    shared.work.load(permutation, p.experts, items);
-    Item item = share.bound(blockIdx.x, gridDim.x), end = share.bound(blockIdx.x + 1, gridDim.x);
+    int tiles = w.rows / 16, work_tiles = (tiles + DOWN_TILES - 1) / DOWN_TILES;
+    Schedule schedule = {shared.work, work_tiles, tiles, DOWN_TILES, warp, units};
+    shared.work.load(permutation, p.experts, work_tiles);
+    WorkTile work_tile = schedule.bound(blockIdx.x, gridDim.x);
+    WorkTile end = schedule.bound(blockIdx.x + 1, gridDim.x);
     // The weights are on their way before the hidden layers are there.
-    Fetch<Q2_K> fetch(share, item, end, w.weights, shared.rings[warp]);
+    Fetch<Q2_K> fetch(schedule, work_tile, end, w.weights, shared.rings[warp]);
     wait_for_dependencies();
     int loaded = -1;
     // The range's results.
     float* rows[INTEGER_ROWS];
-    for (; item.before(end); share.next(item)) {
-        PairRange range = share.pairs(permutation, item);
-        int tile = item.number * DOWN_TILES + warp;
+    for (; work_tile.before(end); schedule.next(work_tile)) {
+        PairRange range = schedule.pairs(permutation, work_tile);
+        int tile = work_tile.number * DOWN_TILES + warp;
         if (loaded != range.first) {
             load_hidden(inputs, p.hidden, range, units);
 #pragma unroll

@@ -1,4 +1,4 @@
-// Weight formats on the device, and how their values become operands of the matrix units.
+// Weight formats on the device, and how their values become operands of the tensor cores.
 //
 // A matrix is cut into tiles of 16 rows, and each tile into steps of 32 columns: two products
 // of 16×16 weights. Inside a step, lane (g = lane / 4, t = lane % 4) of a warp holds columns
@@ -25,7 +25,8 @@ __host__ __device__ constexpr int unit_steps(int type) {
     return type == Q8_0 || type == MXFP4 ? 4 : type == F16 || type == F32 ? 2 : 8;
 }
 
-#define UNIT_IN_RUST(TYPE) static_assert(32 * unit_steps(TYPE) == TYPE##_COLUMNS, "as in formats.rs")
+#define UNIT_IN_RUST(TYPE) \
+    static_assert(32 * unit_steps(TYPE) == TYPE##_COLUMNS, "not as in src/formats.rs")
 UNIT_IN_RUST(Q8_0);
 UNIT_IN_RUST(F16);
 UNIT_IN_RUST(F32);
@@ -38,7 +39,7 @@ UNIT_IN_RUST(MXFP4);
 template <int TYPE>
 struct Unit;
 
-// Two rows' factors: those of rows g and g + 8.
+// The factors of rows g and g + 8.
 struct RowPair {
     float low, high;
 };
@@ -146,8 +147,8 @@ template <>
 struct Unit<F16> {
     uint4 weights[2][2];
 
-    __device__ inline void load_from(const uint4* plane, int units, int tile, int unit, int lane) {
-        const uint4* from = plane + ((size_t)tile * units + unit) * 128 + lane;
+    __device__ inline void load_from(const uint4* codes, int units, int tile, int unit, int lane) {
+        const uint4* from = codes + ((size_t)tile * units + unit) * 128 + lane;
 #pragma unroll
         for (int i = 0; i < 4; ++i) weights[i / 2][i % 2] = load_once16(from + 32 * i);
     }
@@ -228,7 +229,7 @@ struct Unit<IQ2_XXS> {
                 signed_pair(v.z, s, entry, 2), signed_pair(v.w, s, entry, 3));
     }
 
-    // 2·(four bits of the step) + 1, without a conversion: those are slow.
+    // 2·(four bits of the step) + 1, without a conversion, which is slow.
     __device__ static inline float odd(u32 codes, int step) {
         u32 twice = step == 0 ? codes << 1 : codes >> (4 * step - 1);
         return __uint_as_float((twice & 0x1e) | 0x4b000001) - 8388608.0f;
@@ -243,7 +244,8 @@ struct Unit<IQ2_XXS> {
 
     __device__ inline RowPair factor(int step) const {
         RowPair d = unpack_rows(scales);
-        return {0.125f * d.low * odd(scale_codes.x, step), 0.125f * d.high * odd(scale_codes.y, step)};
+        return {0.125f * d.low * odd(scale_codes.x, step),
+                0.125f * d.high * odd(scale_codes.y, step)};
     }
 
     __device__ inline Operands scaled(int step, const uint4* grid, int lane) const {
@@ -258,16 +260,16 @@ struct Unit<IQ2_XXS> {
 
 template <int TYPE>
 struct UnitK {
-    static constexpr int PIECES = TYPE == Q2_K ? 2 : 4;
-    uint4 weights[PIECES];
+    static constexpr int FRAGMENTS = TYPE == Q2_K ? 2 : 4;
+    uint4 weights[FRAGMENTS];
     uint4 groups[TYPE == Q2_K ? 1 : 2];
     uint2 scales;
 
     __device__ inline void load(const PackedMatrix& p, int units, int tile, int unit, int lane) {
         size_t block = (size_t)tile * units + unit;
 #pragma unroll
-        for (int i = 0; i < PIECES; ++i) {
-            weights[i] = load_once16(p.codes + (block * PIECES + i) * 32 + lane);
+        for (int i = 0; i < FRAGMENTS; ++i) {
+            weights[i] = load_once16(p.codes + (block * FRAGMENTS + i) * 32 + lane);
         }
         const uint4* from = (const uint4*)p.scales + (block * 8 + lane / 4) * 2;
         if (TYPE == Q2_K) {
@@ -451,4 +453,6 @@ __device__ inline void load_grid(uint4* to, const uint4* grid) {
 }
 
 // The copy of the grid that is this lane's own.
-__device__ inline const uint4* own_grid(const uint4* grid) { return grid + threadIdx.x % GRID_COPIES; }
+__device__ inline const uint4* own_grid(const uint4* grid) {
+    return grid + threadIdx.x % GRID_COPIES;
+}

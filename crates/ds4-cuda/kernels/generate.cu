@@ -1,5 +1,12 @@
-// Weights of a model without a file, generated in place. Byte for byte what the CPU makes in
-// crates/ds4-model/src/synth/generator.rs, in the layout of a file.
+// Weights of a model without a file, generated in place, byte for byte what the CPU makes, in the
+// layout of a file.
+//
+//   word[i] = SplitMix64(key + i), float[i] = (2 · (word[i] >> 48) - 65535) · half_step + middle
+//
+// Output: bytes of a tensor, from some byte or element on.
+// Grid: (up to 4096). Block: 256 threads, which take every so many words or elements.
+// Plain Rust: `Generator::fill` in crates/ds4-model/src/synth/generator.rs.
+
 #include "common.cuh"
 
 // Random word `i` of `key`: SplitMix64, whose state is a counter.
@@ -26,7 +33,8 @@ struct GenerateBlocksParams {
 SAME_IN_RUST(GenerateBlocksParams);
 
 // `word` (number `i` of a tensor of blocks) with the bytes that belong to a scale replaced: choice
-// number `first byte of the scale % 64`, four bytes each, lowest first, of which `scale_bytes` count.
+// number `first byte of the scale % 64`, four bytes each, lowest first; the first
+// `scale_bytes` count.
 __device__ inline u64 with_scales(u64 word, u64 i, const GenerateBlocksParams& p) {
     u32 block_bytes = p.block_bytes, scale_at = p.scale_at, scale_bytes = p.scale_bytes;
     u64 block = 8 * i / block_bytes;
@@ -83,8 +91,8 @@ struct GenerateFloatsParams {
 };
 SAME_IN_RUST(GenerateFloatsParams);
 
-// Elements `first` to `first + count` of a float tensor with the key `key`: `Content::Floats`, equal
-// to it where `middle` is 0, as it is in matrices.
+// Elements `first` to `first + count` of a float tensor with the key `key`: `Content::Floats`,
+// equal to it where `middle` is 0, as it is in matrices.
 extern "C" __global__ void __launch_bounds__(GENERATE_THREADS) generate_floats(
     __grid_constant__ const GenerateFloatsParams p
 ) {

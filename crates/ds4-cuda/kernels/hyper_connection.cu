@@ -1,15 +1,32 @@
 // Hyper-connections: how sublayers read and write the four residual streams.
 //
-// Reading the streams finishes the sublayer before (its output is spread over them), makes the dot
-// products with the mixing weights, and from these the weights with which the streams collapse to
-// the next sublayer's normalised input. In decoding, blocks share a row's columns. `read_by_slices` is
-// for few rows: the last block to arrive goes on alone. `mix_slices` has several rows a block, so that
-// weights are read less often, and `collapse_rows` goes on. In prefill, `read_by_rows` has a block for
-// eight rows.
+//   streams[i] = post[i] · Σ_slots y + Σ_j comb[j][i] · streams[j]       (the sublayer before)
+//   logit = scale · (weights · streams / rms(streams)) + base           (24 of them)
+//   pre = sigmoid(logit) + epsilon, post = 2 · sigmoid(logit), comb = Sinkhorn(logit)
+//   x = norm(Σ_j pre[j] · streams[j])
+//
+// Inputs: streams f32 [n, 4, hidden]; the pending output y f32 [n, slots, hidden]; post [n, 4] and
+// comb [n, 4, 4].
+// Outputs: streams, post and comb anew; x as two halves [n, hidden].
+// Plain Rust: `pre`, `post` and `head` in crates/ds4-cpu/src/hyper_connection.rs.
+//
+// Decoding: blocks share a row's columns, as in split-K.
+//
+// `read_by_slices` is for few rows: the last block to arrive goes on alone.
+// Grid: (blocks that share a row's slices, rows). Block: 288 threads.
+//
+// `mix_slices` has several rows a block, so that weights are read less often.
+// Grid: (blocks that share the slices, rows / 4). Block: 256 threads.
+//
+// `collapse_rows` goes on after it.
+// Grid: (rows). Block: 288 threads.
+//
+// Prefill: `read_by_rows` has a block for eight rows.
+// Grid: (rows / 8). Block: 256 threads.
 
 #include "mixing.cuh"
 
-// ---- Decoding: blocks share a row ----------------------------------------------------------------
+// ---- Decoding: blocks share a row ---------------------------------------------------------------
 
 // A row's streams [4, hidden], the pending output's parts [slots, hidden] if there is one, and the
 // weights with which that is spread.
@@ -22,7 +39,8 @@ struct MixedRow {
 
     // Where a thread's column of a slice is in its stream.
     __device__ inline float* own(int slice, int hidden) const {
-        return streams + (size_t)(threadIdx.x / SLICE) * hidden + slice * SLICE + threadIdx.x % SLICE;
+        size_t stream = threadIdx.x / SLICE;
+        return streams + stream * hidden + slice * SLICE + threadIdx.x % SLICE;
     }
 };
 
@@ -33,8 +51,8 @@ struct SliceStreams {
     alignas(8) float mixed[STREAMS][SLICE];
 };
 
-// A thread's share of a slice: its column of its stream, and every fourth part of the output. Nothing
-// waits for what is loaded before it is used.
+// A thread's share of a slice: its column of its stream, and every fourth part of the output.
+// Nothing waits for what is loaded before it is used.
 struct SliceInputs {
     float x, first, second, others;
 
@@ -155,9 +173,10 @@ struct SlicedRow {
     float* sums;
 };
 
-// Mixes a block's slices of ROWS rows and multiplies them: slice blockIdx.x, whose weights are loaded,
-// and every gridDim.x-th after it. The streams become post·y + comb·streams. Of the rows `count` are
-// real. The first MIX_THREADS threads have one stream's column each; there may be others.
+// Mixes a block's slices of ROWS rows and multiplies them: slice blockIdx.x, whose weights are
+// loaded, and every gridDim.x-th after it. The streams become post·y + comb·streams. Of the rows
+// `count` are real. The first MIX_THREADS threads have one stream's column each; there may be
+// others.
 template <int ROWS>
 __device__ inline void mix_and_multiply(
     const SlicedRow (&rows)[ROWS], int count, const MixFunction& function, SliceWeights& weights,
@@ -267,8 +286,8 @@ struct ReadStreamsParams {
 };
 SAME_IN_RUST(ReadStreamsParams);
 
-// From the sums of a row's slices to what is read of it, and to the weights for when that is done: by
-// MIX_THREADS threads and a warp. Shared memory: a row.
+// From the sums of a row's slices to what is read of it, and to the weights for when that is done:
+// by MIX_THREADS threads and a warp. Shared memory: a row.
 __device__ inline void collapse_row(const ReadStreamsParams& r, const LaneOutput& output, int to) {
     __shared__ float warp_dots[MIX_WARPS][WARP], scratch[MIX_WARPS];
     int slices = r.hidden / SLICE, lane = threadIdx.x % WARP, row = r.row(to);
@@ -277,10 +296,10 @@ __device__ inline void collapse_row(const ReadStreamsParams& r, const LaneOutput
     const float* sums = r.sums + (size_t)to * slices * SLICE_SUMS;
     // All that the block waits for is on its way at once.
     SliceSums slice_sums;
-    Pieces pieces;
+    Fragments fragments;
     if (mixes) {
         slice_sums.load(sums, slices);
-        pieces.load(streams, 0, r.hidden);
+        fragments.load(streams, 0, r.hidden);
         warp_dots[threadIdx.x / WARP][lane] = slice_sums.total(sums, slices);
     }
     __syncthreads();
@@ -293,15 +312,15 @@ __device__ inline void collapse_row(const ReadStreamsParams& r, const LaneOutput
         float pre[STREAMS];
         input_weights(logit, k, pre);
         size_t at = (size_t)to * r.hidden;
-        collapse(pieces, streams, pre, r.norm, k.rms_epsilon, (float*)dynamic_shared, scratch,
+        collapse(fragments, streams, pre, r.norm, k.rms_epsilon, (float*)dynamic_shared, scratch,
                  {r.x + at, r.x_low + at}, r.hidden);
     } else if (r.function.outputs == HC_MIX) {
         output_weights(logit, k, r.post + row * STREAMS, r.comb + row * STREAMS * STREAMS);
     }
 }
 
-// Finishes the sublayer before, and reads the streams for the next one. Grid: (blocks that share the
-// slices of a row, rows).
+// Finishes the sublayer before, and reads the streams for the next one. Grid: (blocks that share
+// the slices of a row, rows).
 extern "C" __global__ void __launch_bounds__(MIX_THREADS + WARP, 2) read_by_slices(
     __grid_constant__ const ReadStreamsParams r
 ) {
@@ -344,7 +363,7 @@ extern "C" __global__ void __launch_bounds__(MIX_THREADS + WARP) collapse_rows(
     collapse_row(r, output, blockIdx.x);
 }
 
-// ---- Many rows: a block does all of eight --------------------------------------------------------
+// ---- Many rows: a block does all of eight -------------------------------------------------------
 
 // Four weights as tf32; what F32 ones have beyond that is in `low`.
 template <bool HALVES>
@@ -401,8 +420,8 @@ __device__ inline void add_dots(
     }
 }
 
-// Finishes the sublayer before for a warp's share of the columns of eight rows, and leaves its share
-// of their dot products and squares in `dots`.
+// Finishes the sublayer before for a warp's share of the columns of eight rows, and leaves its
+// share of their dot products and squares in `dots`.
 template <bool HALVES>
 __device__ inline void mix_columns(
     const ReadStreamsParams& r, int row, bool valid, float (&dots)[BLOCK_ROWS][SLICE_SUMS]
@@ -444,7 +463,7 @@ __device__ inline void mix_columns(
                 if (valid) *(float4*)(own + (size_t)i * hidden + c) = x[i];
             }
         }
-        // Sums of a few columns, added up outside of the matrix units, which don't round.
+        // Sums of a few columns, added up outside of the tensor cores, which don't round.
         float low[4] = {0.0f, 0.0f, 0.0f, 0.0f}, high[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
         for (int i = 0; i < STREAMS; ++i) {
@@ -468,8 +487,9 @@ __device__ inline void mix_columns(
     dots[2 * t + 1][g + 16] = high_sums[1];
 }
 
-// What is read by slices in decoding, with all 24 outputs, for rows `first_row` to `end_row`: a block
-// has BLOCK_ROWS of them from end to end. A row's results do not depend on the rows beside it.
+// What is read by slices in decoding, with all 24 outputs, for rows `first_row` to `end_row`: a
+// block has BLOCK_ROWS of them from end to end. A row's results do not depend on the rows beside
+// it.
 extern "C" __global__ void __launch_bounds__(MIX_THREADS, 2) read_by_rows(
     __grid_constant__ const ReadStreamsParams a
 ) {
@@ -502,11 +522,11 @@ extern "C" __global__ void __launch_bounds__(MIX_THREADS, 2) read_by_rows(
     __syncthreads();
     for (int r = 0; r < count; ++r) {
         size_t at = (size_t)(first + r) * hidden;
-        Pieces pieces;
-        pieces.load(a.streams + STREAMS * at, 0, hidden);
+        Fragments fragments;
+        fragments.load(a.streams + STREAMS * at, 0, hidden);
         float pre[STREAMS];
         input_weights(logits[r][lane], k, pre);
-        collapse(pieces, a.streams + STREAMS * at, pre, a.norm, k.rms_epsilon,
+        collapse(fragments, a.streams + STREAMS * at, pre, a.norm, k.rms_epsilon,
                  (float*)dynamic_shared, scratch[r % 2], {a.x + at, a.x_low + at}, hidden);
     }
     if (warp < count) {

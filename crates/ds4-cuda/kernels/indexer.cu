@@ -1,5 +1,15 @@
 // The indexer: scores of all visible index keys for a query, and the best rows.
 //
+//   score[c] = Σ_h weight[h] · max(0, q[h]·key[c]), selected = the top_k largest, ascending
+//
+// Inputs: raw queries f32 [n, heads, 128] and head weights f32 [n, heads]; index keys in the
+// caches.
+// Output: selected u32 [n, top_k].
+// Between the two parts: scores f32 [rows, capacity].
+// Grid: (blocks that share a query's keys, rows). Block: 512 threads for few rows, or 256.
+// Plain Rust: `index_scores` in crates/ds4-cpu/src/reference/attention.rs, `top_k` in
+// crates/ds4-cpu/src/indexer.rs.
+//
 // Blocks share a query's keys, and the last of them to arrive chooses. Queries with at most top_k
 // visible rows attend to all of them and need neither.
 
@@ -11,7 +21,7 @@
 // Keys up to which HEAD_PARTS warps share a tile of them: then most warps had nothing to do. With
 // more, decoding the keys several times takes longer.
 #define FEW_KEYS 4096
-// Elements of a query or key that one lane of a quad multiplies: those of one FP4 scale.
+// Elements of a query or key that one lane of a quad multiplies: they share an FP4 scale.
 #define QUAD_PART (INDEX_DIM / 4)
 // FP4 keys are decoded to 2^-8 of their values: a half then holds every scale from 2^-20 to 2^9,
 // and an RMS-normed key needs no other.
@@ -111,7 +121,9 @@ __device__ inline void prepare_heads(const Query& query, const float* raw, const
     for (u32 first = warp; first < query.head_tiles * 8; first += HEADS_AHEAD * warps) {
         float4 v[HEADS_AHEAD];
 #pragma unroll
-        for (u32 i = 0; i < HEADS_AHEAD; ++i) v[i] = load_query(raw, first + i * warps, heads, lane);
+        for (u32 i = 0; i < HEADS_AHEAD; ++i) {
+            v[i] = load_query(raw, first + i * warps, heads, lane);
+        }
 #pragma unroll
         for (u32 i = 0; i < HEADS_AHEAD; ++i) {
             u32 head = first + i * warps;
@@ -122,8 +134,8 @@ __device__ inline void prepare_heads(const Query& query, const float* raw, const
     __syncthreads();
 }
 
-// Sum over some tiles of heads of weight · max(0, q·k) for the lane's keys: g and g + 8 of each half
-// tile.
+// Sum over some tiles of heads of weight · max(0, q·k) for the lane's keys: g and g + 8 of each
+// half tile.
 __device__ inline void score_keys(const u32 (&keys)[4][16], const Query& query, u32 first_tile,
                                   u32 end_tile, u32 lane, float (&sums)[4]) {
     for (int i = 0; i < 4; ++i) sums[i] = 0;
@@ -167,7 +179,7 @@ struct VisibleKeys {
 };
 
 // Scores of the block's share of the keys: tile by tile, `parts` warps to each.
-__device__ inline void score_share(const Query& query, const VisibleKeys& keys, u32 parts,
+__device__ inline void score_tiles(const Query& query, const VisibleKeys& keys, u32 parts,
                                    int rounding, float* scores) {
     __shared__ float sums_of_parts[MOST_WARPS][KEY_TILE];
     u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
@@ -199,7 +211,7 @@ __device__ inline void score_share(const Query& query, const VisibleKeys& keys, 
     }
 }
 
-// ---- Choosing ------------------------------------------------------------------------------------
+// ---- Choosing -----------------------------------------------------------------------------------
 
 #define RADIX_BITS 11
 #define RADIX_BINS (1 << RADIX_BITS)
@@ -437,15 +449,14 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS, 1) select_rows(
     __grid_constant__ const SelectRowsParams p
 ) {
     launch_dependents();
-    u32 row = p.at.first_row + blockIdx.y, heads = p.heads, top_k = p.top_k;
-    int rounding = p.at.rounding;
+    u32 row = p.at.first_row + blockIdx.y;
     // What a step has from its beginning needs no waiting for.
-    VisibleKeys keys = {p.at.cache(row).index_keys, index_row_bytes(rounding),
+    VisibleKeys keys = {p.at.cache(row).index_keys, index_row_bytes(p.at.rounding),
                         visible_index_rows(p.at.step, row)};
     u32 parts = keys.count > FEW_KEYS ? 1 : p.parts;
     u32 tiles = blockDim.x / WARP / parts, first = blockIdx.x * tiles * KEY_TILE;
-    bool needed = keys.count > top_k && first < keys.count;
-    // Nor do the keys for coming nearer, all but the last of which are old.
+    bool needed = keys.count > p.top_k && first < keys.count;
+    // Nor do the keys for coming nearer, since all but the last are old.
     u32 own_key = first + threadIdx.x;
     if (needed && own_key < min(first + tiles * KEY_TILE, keys.count)) {
         prefetch(keys[own_key]);
@@ -453,13 +464,13 @@ extern "C" __global__ void __launch_bounds__(SELECT_THREADS, 1) select_rows(
     wait_for_dependencies();
     if (!needed) return;
 
-    Query query(heads);
+    Query query(p.heads);
     prepare_heads(query, p.queries + (u64)row * p.query_stride,
-                  p.head_weights + (u64)row * p.weight_stride, p.rotations + row * PAIRS, heads,
-                  rounding);
+                  p.head_weights + (u64)row * p.weight_stride, p.rotations + row * PAIRS, p.heads,
+                  p.at.rounding);
     float* own_scores = p.scores + (u64)blockIdx.y * p.capacity;
-    score_share(query, keys, parts, rounding, own_scores);
+    score_tiles(query, keys, parts, p.at.rounding, own_scores);
     u32 blocks = min(gridDim.x, (keys.count + tiles * KEY_TILE - 1) / (tiles * KEY_TILE));
     if (!last_to_arrive(p.arrivals + blockIdx.y, blocks)) return;
-    choose(own_scores, keys.count, top_k, p.selected + (u64)row * top_k);
+    choose(own_scores, keys.count, p.top_k, p.selected + (u64)row * p.top_k);
 }

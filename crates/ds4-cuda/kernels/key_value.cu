@@ -1,4 +1,13 @@
 // Key/value rows of the sliding window, and the rotations of a step's rows.
+//
+//   rotations[set][row][pair] = (cos, sin)(position[row] · frequencies[set][pair])
+//   window[position % slots] = kv_rows[row]
+//
+// Inputs: positions u32 [n], frequencies f32 [2, 32]; stored rows [n, row bytes].
+// Outputs: rotations f32 pairs [2, n, 32]; windows in the caches.
+// Grid of rotations: (2 · n · 32 / 256). Block: 256 threads, a pair each.
+// Grid of store_window: (rows). Block: 128 threads.
+// Plain Rust: `rotation` in crates/ds4-engine/src/rope.rs.
 
 #include "rows.cuh"
 

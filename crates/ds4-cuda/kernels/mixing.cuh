@@ -1,5 +1,5 @@
-// From the dot products of hyper-connections to weights, and from the streams to a sublayer's input,
-// for the two ways to read streams in hyper_connection.cu.
+// From the dot products of hyper-connections to weights, and from the streams to a sublayer's
+// input, for the two ways to read streams in hyper_connection.cu.
 #pragma once
 
 #include "common.cuh"
@@ -53,11 +53,11 @@ __device__ inline void input_weights(float logit, const MixConstants& k, float (
     for (int j = 0; j < STREAMS; ++j) pre[j] = __shfl_sync(FULL_WARP, weight, j);
 }
 
-// Entries 4·i + j of row i and column j, from logits to the nearly doubly stochastic matrix: softmax
-// of the rows, then alternating column and row normalisation, columns last.
+// Entries 4·i + j of row i and column j, from logits to the nearly doubly stochastic matrix:
+// softmax of the rows, then alternating column and row normalisation, columns last.
 //
-// Rows and columns get factors, and entries are multiplied with them at the end: what counts here is
-// how long one step waits for another.
+// Rows and columns get factors, and entries are multiplied with them at the end: what counts here
+// is how long one step waits for another.
 __device__ inline void sinkhorn(float (&x)[STREAMS * STREAMS], const MixConstants& k) {
 #pragma unroll
     for (int i = 0; i < STREAMS; ++i) {
@@ -105,7 +105,9 @@ __device__ inline void sinkhorn(float (&x)[STREAMS * STREAMS], const MixConstant
 }
 
 // One warp: a row's weights for when the sublayer is done.
-__device__ inline void output_weights(float logit, const MixConstants& k, float* post, float* comb) {
+__device__ inline void output_weights(
+    float logit, const MixConstants& k, float* post, float* comb
+) {
     int o = threadIdx.x % WARP;
     if (o >= STREAMS && o < 2 * STREAMS) post[o - STREAMS] = 2.0f * sigmoid(logit);
     float x[STREAMS * STREAMS];
@@ -122,11 +124,11 @@ __device__ inline void output_weights(float logit, const MixConstants& k, float*
     }
 }
 
-// ---- From streams to the sublayer's input --------------------------------------------------------
+// ---- From streams to the sublayer's input -------------------------------------------------------
 
-// Pieces of four columns that a thread reads at once, and their columns in all threads.
-#define PIECES 4
-#define PIECE_COLUMNS (4 * MIX_THREADS)
+// Fragments of four columns that a thread reads at once, and their columns in all threads.
+#define FRAGMENTS 4
+#define FRAGMENT_COLUMNS (4 * MIX_THREADS)
 
 __device__ inline void add4(float4& sum, float factor, float4 v) {
     sum.x += factor * v.x;
@@ -136,13 +138,13 @@ __device__ inline void add4(float4& sum, float factor, float4 v) {
 }
 
 // A thread's share of a row of streams [4, hidden], from some column on.
-struct Pieces {
-    float4 at[PIECES][STREAMS];
+struct Fragments {
+    float4 at[FRAGMENTS][STREAMS];
 
     __device__ inline void load(const float* streams, int first, int hidden) {
 #pragma unroll
-        for (int p = 0; p < PIECES; ++p) {
-            int c = first + p * PIECE_COLUMNS + 4 * threadIdx.x;
+        for (int p = 0; p < FRAGMENTS; ++p) {
+            int c = first + p * FRAGMENT_COLUMNS + 4 * threadIdx.x;
 #pragma unroll
             for (int j = 0; j < STREAMS; ++j) {
                 at[p][j] = c < hidden ? *(const float4*)(streams + (size_t)j * hidden + c)
@@ -159,40 +161,40 @@ struct RowInput {
 };
 
 // A thread's share of a norm's weights.
-struct PieceNorms {
-    float4 at[PIECES];
+struct NormFragments {
+    float4 at[FRAGMENTS];
 
     __device__ inline void load(const float* norm, int first, int hidden) {
 #pragma unroll
-        for (int p = 0; p < PIECES; ++p) {
-            int c = first + p * PIECE_COLUMNS + 4 * threadIdx.x;
+        for (int p = 0; p < FRAGMENTS; ++p) {
+            int c = first + p * FRAGMENT_COLUMNS + 4 * threadIdx.x;
             if (c < hidden) at[p] = *(const float4*)(norm + c);
         }
     }
 };
 
 // The row of streams [4, hidden], weighted with `pre` and RMS-normalised with `norm`. For the first
-// MIX_THREADS threads; `pieces` are those from column 0, `h` has room for a row, and `scratch` for
-// the warps' sums until the next call but one.
+// MIX_THREADS threads; `fragments` begin at column 0, `h` has room for a row, and `scratch`
+// for the warps' sums until the next call but one.
 __device__ inline void collapse(
-    Pieces& pieces, const float* streams, const float (&pre)[STREAMS], const float* norm,
+    Fragments& fragments, const float* streams, const float (&pre)[STREAMS], const float* norm,
     float epsilon, float* h, float* scratch, RowInput to, int hidden
 ) {
     float squares = 0.0f;
 #pragma unroll 1
-    for (int first = 0; first < hidden; first += PIECES * PIECE_COLUMNS) {
-        if (first > 0) pieces.load(streams, first, hidden);
+    for (int first = 0; first < hidden; first += FRAGMENTS * FRAGMENT_COLUMNS) {
+        if (first > 0) fragments.load(streams, first, hidden);
 #pragma unroll
-        for (int p = 0; p < PIECES; ++p) {
+        for (int p = 0; p < FRAGMENTS; ++p) {
             float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-            for (int j = 0; j < STREAMS; ++j) add4(v, pre[j], pieces.at[p][j]);
+            for (int j = 0; j < STREAMS; ++j) add4(v, pre[j], fragments.at[p][j]);
             squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-            int c = first + p * PIECE_COLUMNS + 4 * threadIdx.x;
+            int c = first + p * FRAGMENT_COLUMNS + 4 * threadIdx.x;
             if (c < hidden) *(float4*)(h + c) = v;
         }
     }
-    PieceNorms norms;
+    NormFragments norms;
     norms.load(norm, 0, hidden);
     squares = warp_sum(squares);
     if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = squares;
@@ -202,11 +204,11 @@ __device__ inline void collapse(
     for (int w = 0; w < MIX_WARPS; ++w) sum += scratch[w];
     float scale = 1.0f / sqrtf(sum / hidden + epsilon);
 #pragma unroll 1
-    for (int first = 0; first < hidden; first += PIECES * PIECE_COLUMNS) {
+    for (int first = 0; first < hidden; first += FRAGMENTS * FRAGMENT_COLUMNS) {
         if (first > 0) norms.load(norm, first, hidden);
 #pragma unroll
-        for (int p = 0; p < PIECES; ++p) {
-            int c = first + p * PIECE_COLUMNS + 4 * threadIdx.x;
+        for (int p = 0; p < FRAGMENTS; ++p) {
+            int c = first + p * FRAGMENT_COLUMNS + 4 * threadIdx.x;
             if (c >= hidden) break;
             float4 v = *(const float4*)(h + c), w = norms.at[p];
             v = make_float4(v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z,

@@ -1,5 +1,5 @@
-// The MoE permutation: pairs of rows and experts in ascending order of expert, so that the rows of an
-// expert stand together.
+// The MoE permutation: pairs of rows and experts in ascending order of expert, so that the rows of
+// an expert stand together.
 #pragma once
 
 #include "common.cuh"

@@ -1,9 +1,21 @@
-// Matrix products of many rows, on the matrix units at full tilt.
+// Matrix products of many rows, on the tensor cores at full tilt: dense ones, and the routed
+// experts'.
+//
+// Formulas are as in decode_products.cu and experts.cu.
+// Inputs: activations f16 [n, stride], with what rounding left over where products are exact;
+// matrices of any type.
+// Outputs: f32 or f16 [n, stride]; of experts, hidden f16 [n · used, width] and out f32
+// [n, used + 1, hidden].
+// Grid of prefill_products: (n / 128, blocks of all products). A block has 128 weight rows, or 64
+// of each matrix of a SwiGLU pair.
+// Grid of prefill_gate_up: (width / 128, tiles of the work list).
+// Grid of prefill_down: (hidden / 256, tiles of the work list). Block: 128 threads.
+// Plain Rust: `matmul` in crates/ds4-cpu/src/reference/products.rs, `experts` in experts.rs.
 //
 // A block multiplies some weight rows with 8·TOKENS activation rows. Activations go through shared
-// memory in stages of 64 columns; weights go from memory to registers in the order that the
-// matrix units want, and become halves there, scale and all, so that each is unpacked once for
-// all of the block's activation rows. Sums are f32 throughout.
+// memory in stages of 64 columns. Weights go from memory to registers in the order that the tensor
+// cores want, and become halves there, scale and all, so that each is unpacked once for all of the
+// block's activation rows. Sums are f32 throughout.
 
 #include "permutation.cuh"
 #include "products.cuh"
@@ -52,8 +64,9 @@ struct BlockSums {
 // only; and their rest; and, for F32, the rest of the weights.
 template <int TYPE, int PARTS, int TOKENS>
 __device__ inline void multiply_block(
-    BlockSums<PARTS, TOKENS>& sums, const PackedMatrix (&w)[PARTS], const int (&tile)[PARTS], int columns,
-    const Batch& b, int passes, uint4* shared, const uint4* grid
+    BlockSums<PARTS, TOKENS>& sums, const PackedMatrix (&w)[PARTS], const int (&tile)[PARTS],
+    int columns, const Batch& b, int passes, uint4* shared,
+    const uint4* grid
 ) {
     constexpr int STEPS = unit_steps(TYPE);
     int lane = threadIdx.x % WARP, active = (b.count + 7) / 8;
@@ -76,7 +89,8 @@ __device__ inline void multiply_block(
                 if (s % 2 == 0) {
                     copy_async_wait<PREFILL_STAGES - 2>();
                     __syncthreads();
-                    stage_activations<TOKENS>(shared, b, columns, stage + PREFILL_STAGES - 1, stages);
+                    int next = stage + PREFILL_STAGES - 1;
+                    stage_activations<TOKENS>(shared, b, columns, next, stages);
                 }
                 Operands o[PARTS];
 #pragma unroll
@@ -111,8 +125,9 @@ __device__ inline void multiply_block(
 
 template <int TYPES, int PARTS, int TOKENS>
 __device__ inline void multiply_block_of(
-    int type, BlockSums<PARTS, TOKENS>& sums, const PackedMatrix (&w)[PARTS], const int (&tile)[PARTS],
-    int columns, const Batch& b, int passes, uint4* shared, const uint4* grid
+    int type, BlockSums<PARTS, TOKENS>& sums, const PackedMatrix (&w)[PARTS],
+    const int (&tile)[PARTS], int columns, const Batch& b, int passes, uint4* shared,
+    const uint4* grid
 ) {
 #pragma unroll
     for (int p = 0; p < PARTS; ++p) {
@@ -288,8 +303,8 @@ struct PrefillGateUpParams {
     ExpertMatrix gate;
     ExpertMatrix up;
     Permutation permutation;
-    // The work list: tiles of at most TILE_PAIRS pairs of an expert, as (expert, first pair), and how
-    // many.
+    // The work list: tiles of at most TILE_PAIRS pairs of an expert, as (expert, first pair), and
+    // how many.
     const uint2* tiles;
     const u32* tile_count;
     // [n·used].
@@ -304,7 +319,7 @@ struct PrefillGateUpParams {
 };
 SAME_IN_RUST(PrefillGateUpParams);
 
-// Grid: (blocks of rows, entries of the work list, of which there may be fewer).
+// Grid: (blocks of rows, as many entries as the work list can have).
 template <int TYPES>
 __device__ inline void prefill_gate_up(const PrefillGateUpParams& a) {
     __shared__ u32 rows[8 * EXPERT_TOKENS];
@@ -366,7 +381,7 @@ struct PrefillDownParams {
 };
 SAME_IN_RUST(PrefillDownParams);
 
-// Grid: (blocks of rows, entries of the work list, of which there may be fewer).
+// Grid: (blocks of rows, as many entries as the work list can have).
 template <int TYPES>
 __device__ inline void prefill_down(const PrefillDownParams& a) {
     __shared__ u32 rows[8 * EXPERT_TOKENS];
@@ -385,17 +400,17 @@ __device__ inline void prefill_down(const PrefillDownParams& a) {
     __syncthreads();
     const ExpertMatrix& w = a.down;
     int tiles_per_expert = w.rows / 16, tile[EXPERT_PARTS];
-    PackedMatrix planes[EXPERT_PARTS];
+    PackedMatrix matrices[EXPERT_PARTS];
 #pragma unroll
     for (int i = 0; i < EXPERT_PARTS; ++i) {
         int own_tile = (blockIdx.x * WARPS + threadIdx.x / WARP) * EXPERT_PARTS + i;
         tile[i] = expert * tiles_per_expert + min(own_tile, tiles_per_expert - 1);
-        planes[i] = w.weights;
+        matrices[i] = w.weights;
     }
     BlockSums<EXPERT_PARTS, EXPERT_TOKENS> sums;
     Batch b = {rows, a.hidden, nullptr, w.columns, count};
     multiply_block_of<TYPES, EXPERT_PARTS, EXPERT_TOKENS>(
-        w.type, sums, planes, tile, w.columns, b, 1, dynamic_shared, grid);
+        w.type, sums, matrices, tile, w.columns, b, 1, dynamic_shared, grid);
     // Half of each warp's tiles at a time: that is what fits.
     constexpr int TILES = EXPERT_PARTS / 2;
 #pragma unroll

@@ -1,7 +1,7 @@
 // Weights times activations, for the files that build kernels from it.
 //
-// Decoding: a warp multiplies one tile of 16 weight rows with up to eight activation rows, over some
-// of the tile's units; scales are applied in f32 after each step, so weights are exact and
+// Decoding: a warp multiplies one tile of 16 weight rows with up to eight activation rows, over
+// some of the tile's units; scales are applied in f32 after each step, so weights are exact and
 // activations are rounded to half precision, or not even that (`Rows::low`).
 #pragma once
 
@@ -30,7 +30,8 @@ struct Sums {
     }
 };
 
-// A lane's activations of one row for the steps of a unit; AT_ONCE nobody waits for them one by one.
+// A lane's activations of one row for the steps of a unit; AT_ONCE nobody waits for them one by
+// one.
 template <int STEPS, bool AT_ONCE = true>
 struct StepInputs {
     const uint4* from;
@@ -242,8 +243,8 @@ struct Product {
     int out_stride;
     // Tile of the matrix that the product's first row is in.
     int first_tile;
-    // Split-K in decoding: warps that share a tile, each with a part of the columns, a power of two up
-    // to 8.
+    // Split-K in decoding: warps that share a tile, each with a part of the columns, a power of two
+    // up to 8.
     int split;
     // Of the SwiGLU pair, if there is an `up`.
     float limit;
@@ -257,7 +258,7 @@ __device__ inline int product_blocks(const Product& p) {
 }
 
 // Tiles of a product for rows `first` … of `n`, as many as the block's warps have: `block` counts
-// those blocks. `scratch` holds 128 floats per warp, twice as many for a pair.
+// these blocks. `scratch` holds 128 floats per warp, twice as many for a pair.
 template <int TYPES>
 __device__ inline void run_product(
     const Product& p, int block, int first, int n, const uint4* grid, float* scratch

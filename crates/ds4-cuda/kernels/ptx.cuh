@@ -171,7 +171,8 @@ __device__ inline void load_matrix4_transposed(u32 (&r)[4], const void* row) {
 // Starts a copy of 16 bytes to shared memory; zeros where `valid` is false.
 __device__ inline void copy_async16(void* to, const void* from, bool valid = true) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :: "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
+                 :: "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)),
+                    "r"(valid ? 16 : 0)
                  : "memory");
 }
 

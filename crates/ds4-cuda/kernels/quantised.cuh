@@ -13,7 +13,8 @@
 
 // Rows of activations as integers.
 struct Quantised {
-    // [n, units, step, part (high, low), 32]; of each eight columns those with even numbers come first.
+    // [n, units, step, part (high, low), 32]; of each eight columns the even ones come
+    // first.
     u8* parts;
     // [n, units].
     float* scales;

@@ -1,4 +1,11 @@
-// From a file's layout to the order in which lanes read weights (see formats.cuh).
+// From a file's layout to the order in which lanes read weights (see formats.cuh): codes, scales
+// and further scales of each unit. Values stay as they are, but F32 becomes the sum of two halves,
+// and BF16 one half.
+//
+// Input: rows of a matrix as in a file [rows, row_bytes].
+// Output: the same rows, packed in tiles of 16.
+// Grid: (units of all tiles / 4). Block: 128 threads, a warp for each unit.
+// Plain Rust: `dequantize_row` in crates/gguf reads the same values from the file's layout.
 
 #include "formats.cuh"
 
@@ -22,7 +29,9 @@ __device__ inline uint4 both_rows(uint2 low, uint2 high) {
     return make_uint4(low.x, low.y, high.x, high.y);
 }
 
-__device__ inline void repack_q8_0(const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane) {
+__device__ inline void repack_q8_0(
+    const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane
+) {
     int g = lane / 4, t = lane % 4;
     u32 scales[4];
     for (int s = 0; s < 4; ++s) {
@@ -40,7 +49,7 @@ __device__ inline void repack_q8_0(const TileRows& from, const PackedMatrix& to,
     }
 }
 
-// F16, BF16 or F32; of F32 what halves leave over goes to the second plane.
+// F16, BF16 or F32; of F32 what halves leave over goes to the scales.
 __device__ inline void repack_floats(
     const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane, int source
 ) {
@@ -62,7 +71,8 @@ __device__ inline void repack_floats(
             low[k] = float_to_half(x - half_to_float(high[k]));
         }
         auto pack = [](const u16* h) {
-            return make_uint4(h[0] | h[1] << 16, h[2] | h[3] << 16, h[4] | h[5] << 16, h[6] | h[7] << 16);
+            return make_uint4(h[0] | h[1] << 16, h[2] | h[3] << 16, h[4] | h[5] << 16,
+                              h[6] | h[7] << 16);
         };
         size_t to_at = unit * 128 + 32 * i + lane;
         ((uint4*)to.codes)[to_at] = pack(high);
@@ -101,7 +111,9 @@ __device__ inline void repack_iq2_xxs(
     }
 }
 
-__device__ inline void repack_q2_k(const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane) {
+__device__ inline void repack_q2_k(
+    const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane
+) {
     int g = lane / 4, t = lane % 4;
     const u8 *low = from.row(g), *high = from.row(g + 8);
     size_t block = (size_t)at * 84;
@@ -121,7 +133,9 @@ __device__ inline void repack_q2_k(const TileRows& from, const PackedMatrix& to,
         // Groups 2·step + t.
         auto groups = [&](const u8* row) {
             u32 words[2] = {0, 0};
-            for (int s = 0; row && s < 8; ++s) words[s / 4] |= row[block + 2 * s + t] << 8 * (s % 4);
+            for (int s = 0; row && s < 8; ++s) {
+                words[s / 4] |= row[block + 2 * s + t] << 8 * (s % 4);
+            }
             return make_uint2(words[0], words[1]);
         };
         ((uint4*)to.scales)[(unit * 8 + g) * 2 + t] = both_rows(groups(low), groups(high));
@@ -132,7 +146,9 @@ __device__ inline void repack_q2_k(const TileRows& from, const PackedMatrix& to,
     }
 }
 
-__device__ inline void repack_q4_k(const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane) {
+__device__ inline void repack_q4_k(
+    const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane
+) {
     int g = lane / 4, t = lane % 4;
     const u8 *low = from.row(g), *high = from.row(g + 8);
     size_t block = (size_t)at * 144;
@@ -160,7 +176,9 @@ __device__ inline void repack_q4_k(const TileRows& from, const PackedMatrix& to,
     }
 }
 
-__device__ inline void repack_mxfp4(const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane) {
+__device__ inline void repack_mxfp4(
+    const TileRows& from, const PackedMatrix& to, size_t unit, int at, int lane
+) {
     int g = lane / 4, t = lane % 4;
     // Columns 8t … 8t+7 are the low nibbles of eight bytes, or the high ones.
     auto nibbles = [&](const u8* row, int step) {
@@ -174,7 +192,8 @@ __device__ inline void repack_mxfp4(const TileRows& from, const PackedMatrix& to
     const u8 *low = from.row(g), *high = from.row(g + 8);
     u32 exponents[2] = {0, 0};
     for (int s = 0; s < 4; ++s) {
-        u32 a = low ? low[(size_t)(4 * at + s) * 17] : 0, b = high ? high[(size_t)(4 * at + s) * 17] : 0;
+        size_t block = (size_t)(4 * at + s) * 17;
+        u32 a = low ? low[block] : 0, b = high ? high[block] : 0;
         exponents[s / 2] |= (a | b << 8) << 16 * (s % 2);
     }
     for (int i = 0; i < 2; ++i) {
@@ -190,7 +209,7 @@ struct RepackParams {
     const u8* source;
     PackedMatrix to;
     u64 row_bytes;
-    // A type of weights, or BF16_SOURCE for those that are F16 on the device.
+    // A type of weights, or BF16_SOURCE for BF16, which is F16 on the device.
     int source_type;
     int rows;
     int columns;

@@ -1,4 +1,16 @@
-// Which experts each row uses, how much of each, and the rows of each expert.
+// Which experts each row uses, how much of each, and the MoE permutation: the pairs of rows and
+// experts in the order of experts.
+//
+//   score = sqrt(softplus(logit)), ids = the `used` largest of score + bias (or from a table)
+//   weight[slot] = scale · score[ids[slot]] / Σ score[ids]
+//   pairs = all row · used + slot, sorted by ids; offsets[expert] = pairs of the experts before
+//
+// Inputs: logits f32 [n, experts], tokens u32 [n].
+// Outputs: ids u32 and weights f32 [n, used]; pairs u32 [n · used], offsets u32 [experts + 1],
+// active experts, and tiles of at most TILE_PAIRS pairs.
+// Grid of route: (n / 8). Block: 256 threads, a warp for each row.
+// Grid of permute_pairs: (blocks that share the experts). Block: 512 threads, one for each expert.
+// Plain Rust: `route` in crates/ds4-cpu/src/router.rs.
 
 #include "router.cuh"
 

@@ -9,7 +9,7 @@
 // The square root of log(1 + e^x), to a few units in the last place.
 //
 // Short, since there is little time for hundreds of them: with z = e^-|x| and s = z / (2 + z) it is
-// log(1 + z) = 2·atanh(s), a series of which six terms do for s up to 1/3.
+// log(1 + z) = 2·atanh(s), a series whose first six terms do for s up to 1/3.
 __device__ inline float sqrt_softplus(float x) {
     float z = expf(-fabsf(x)), s = z * fast_reciprocal(2.0f + z), t = s * s;
     float series = 1.0f / 9 + t * (1.0f / 11);
@@ -45,8 +45,8 @@ __device__ inline u32 rank_of(float x) {
 
 // A warp that routes rows; a lane has every 32nd expert, SCORES of them.
 //
-// Mostly it waits, for memory and for one step after the other. So what is needed later is loaded early,
-// and what can be is a short loop: instructions that run once come from memory, too.
+// Mostly it waits, for memory and for one step after the other. So what is needed later is loaded
+// early, and what can be is a short loop: instructions that run once come from memory, too.
 template <int SCORES>
 struct RowRouter {
     const Routing& r;
@@ -68,8 +68,8 @@ struct RowRouter {
         for (int i = 0; i < SCORES; ++i) logits[i] = has(i) ? from[expert(i)] : 0.0f;
     }
 
-    // Rows `first`, `first + step`, … below `end`; `chosen` gets each row and its experts, ascending, in
-    // the first `used` lanes.
+    // Rows `first`, `first + step`, … below `end`; `chosen` gets each row and its experts,
+    // ascending, in the first `used` lanes.
     template <class Chosen>
     __device__ inline void run(int first, int step, int end, Chosen chosen) {
         if (first < end) load(first);
@@ -101,7 +101,9 @@ struct RowRouter {
         // 0: no expert, or taken.
         u32 ranks[SCORES], chosen = 0;
 #pragma unroll
-        for (int i = 0; i < SCORES; ++i) ranks[i] = has(i) ? rank_of(scores[expert(i)] + bias[i]) : 0;
+        for (int i = 0; i < SCORES; ++i) {
+            ranks[i] = has(i) ? rank_of(scores[expert(i)] + bias[i]) : 0;
+        }
 #pragma unroll 1
         for (int j = 0; j < used; ++j) {
             u32 best = 0;
@@ -219,8 +221,8 @@ struct RowSets {
     }
 };
 
-// The choice of `rows` rows, and the pairs of each expert, for all threads of a block of WARPS warps.
-// `scores` has room for MOST_EXPERTS of each warp.
+// The choice of `rows` rows, and the pairs of each expert, for all threads of a block of WARPS
+// warps. `scores` has room for MOST_EXPERTS of each warp.
 template <int WARPS>
 __device__ inline void route_few(
     const Routing& r, int rows, const Permutation& to, float* scores

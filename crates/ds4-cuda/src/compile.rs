@@ -2,9 +2,9 @@
 //!
 //! Numbers that Rust and kernels share come with them, in a header of its own (`header`).
 //!
-//! The key of a cached image is a hash of the sources, that header, the options, the compute capability and the
-//! compiler's version; the file also holds a hash of its content, so a damaged one is compiled
-//! again.
+//! The key of a cached image is a hash of the sources, that header, the options, the compute
+//! capability and the compiler's version; the file also holds a hash of its content, so a damaged
+//! one is compiled again.
 
 #![allow(unsafe_code, reason = "talks to the driver")]
 
@@ -64,7 +64,7 @@ const HEADERS: &[Program] = programs!(
     "batch_products.cuh",
     "mixing.cuh",
     "quantised.cuh",
-    "expert_shares.cuh",
+    "expert_tiles.cuh",
     "permutation.cuh",
     "router.cuh"
 );
@@ -97,7 +97,7 @@ pub fn image(program: &Program, capability: (u32, u32)) -> Result<Vec<u8>, Error
     Ok(image)
 }
 
-/// 9.0 has instructions that later generations don't: those are in `sm_90a`.
+/// 9.0 has instructions that later generations lack: `sm_90a` has them.
 fn architecture(capability: (u32, u32)) -> String {
     match capability {
         (9, 0) => "--gpu-architecture=sm_90a".to_owned(),

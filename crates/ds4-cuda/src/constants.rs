@@ -1,4 +1,4 @@
-//! Numbers that Rust and the kernels share. Each exists once: kernels get those of this file as
+//! Numbers that Rust and the kernels share. Each exists once: kernels get them as
 //! `constants.cuh`, a header that is written for them when they are compiled.
 
 use ds4_engine::{MAX_REWIND as ENGINE_MAX_REWIND, rope::PAIRS as ROPE_PAIRS, rows::RowCodec};
@@ -19,7 +19,6 @@ macro_rules! constants {
     };
 }
 
-// The model.
 constants! {
     /// Elements of a query head, and of a key/value row.
     HEAD_DIM = config::HEAD_DIM;
@@ -64,8 +63,8 @@ constants! {
     SHORT_CHUNK = 32;
     /// Rows of a chunk in prefill.
     LONG_CHUNK = 64;
-    /// Parts of a query's rows in decoding, at most. The 640 rows of a CSA layer then make one chunk
-    /// each: a second one took as long as the first.
+    /// Parts of a query's rows in decoding, at most. The 640 rows of a CSA layer then make one
+    /// chunk each: a second one took as long as the first.
     MAX_SPLITS = 20;
 
     /// Bytes of shared memory of a block of attention with a tile of heads and short chunks.
@@ -101,7 +100,7 @@ constants! {
     MIX_THREADS = STREAMS * SLICE;
     /// Rows of a block of `mix_slices`.
     SLICE_ROWS = 4;
-    /// Rows of a block of `read_by_rows`: those of an instruction of the tensor cores.
+    /// Rows of a block of `read_by_rows`: as many as an instruction of the tensor cores takes.
     BLOCK_ROWS = 8;
 
     /// Rows of a tile of weights.

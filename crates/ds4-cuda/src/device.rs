@@ -1,7 +1,7 @@
 //! One CUDA device: its memory, and launching kernels on it.
 //!
-//! This module and those below it (`memory`, `modules`, `context`, `compile` and `driver`) are all
-//! that talks to the driver.
+//! This module and the modules below it (`memory`, `modules`, `context`, `compile` and `driver`) are
+//! all that talks to the driver.
 
 #![allow(unsafe_code, reason = "talks to the driver")]
 

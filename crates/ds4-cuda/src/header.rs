@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use crate::{constants, formats::WeightType, params};
 
-/// The numbers of [`constants`](crate::constants), the types of weights, and the bytes of each kernel's parameters, as
-/// C++.
+/// The numbers of [`constants`](crate::constants), the types of weights, and the bytes of each
+/// kernel's parameters, as C++.
 pub(crate) fn text() -> String {
     let mut text = String::from("// Written by src/header.rs.\n#pragma once\n");
     let mut define = |name: &str, value: usize| {

@@ -1,12 +1,13 @@
 //! The CUDA backend: the stages of the model as kernels, compiled at run time for the device found.
 //!
-//! [`device`] and the modules below it are all that talks to the driver. [`weights`] brings the model
-//! to the device in the order in which kernels read it; `stages` launches the kernels of `kernels/`
-//! with the structs of `params`; `scratch` holds the activations of a step, and [`backend`] puts the
-//! stages together. Steps that only decode are captured as CUDA graphs, one for each shape.
+//! [`device`] and the modules below it are all that talks to the driver. [`weights`] brings the
+//! model to the device in the order in which kernels read it; `stages` launches the kernels of
+//! `kernels/` with the structs of `params`; `scratch` holds the activations of a step, and
+//! [`backend`] puts the stages together. Steps that only decode are captured as CUDA graphs, one
+//! for each shape.
 //!
-//! Launching a kernel is `unsafe`. It happens in the few modules that allow it, in functions that take
-//! buffers and check that these have room for the rows of the launch.
+//! Launching a kernel is `unsafe`. It happens in the few modules that allow it, in functions that
+//! take buffers and check that these have room for the rows of the launch.
 
 #![deny(unsafe_code)]
 

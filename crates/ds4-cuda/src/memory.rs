@@ -135,7 +135,8 @@ impl<T: Pod> Buffer<T> {
             self.memory.context.synchronize()?;
             let bytes = size_of_val(out.as_slice());
             self.memory.context.run("copy from the device", |_| {
-                // SAFETY: both sides have that many bytes; the copy has ended when the call returns.
+                // SAFETY: both sides have that many bytes; the copy has ended when the call
+                // returns.
                 unsafe { sys::cuMemcpyDtoH_v2(out.as_mut_ptr().cast(), from.address(), bytes) }
             })?;
         }
@@ -204,7 +205,7 @@ impl<T: Pod> Pinned<T> {
         Ok(unsafe { std::slice::from_raw_parts_mut(self.pointer, self.len) })
     }
 
-    /// Copies the first `len` elements to those of `to` from `at` on, without waiting.
+    /// Copies the first `len` elements to `to`, from element `at` on, without waiting.
     pub(crate) fn upload(&mut self, len: usize, to: &mut Buffer<T>, at: usize) -> StageResult {
         assert!(len <= self.len, "{len} elements of page-locked memory for {}", self.len);
         let to = to.range(at, len);

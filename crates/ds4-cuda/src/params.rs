@@ -4,8 +4,8 @@
 //! Rust's size of a struct is a constant of `constants.cuh`, which kernels are compiled with and
 //! compare with their own. What a kernel takes is asked of the driver when it is used first.
 //!
-//! A struct holds addresses. Whoever launches a kernel takes them from buffers that it has borrowed,
-//! and answers for that in the `unsafe` block of the launch.
+//! A struct holds addresses. Whoever launches a kernel takes them from buffers that it has
+//! borrowed, and answers for that in the `unsafe` block of the launch.
 
 mod attention;
 mod experts;

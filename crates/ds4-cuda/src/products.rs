@@ -365,7 +365,7 @@ impl Products {
         (self.few[0].products[0], self.few[0].blocks)
     }
 
-    /// Multiplies rows 0 to `decode` one way and those up to `rows` the other.
+    /// Multiplies rows 0 to `decode` one way and the rows from there to `rows` the other.
     ///
     /// # Panics
     /// If the buffers have no room for so many.
@@ -377,7 +377,7 @@ impl Products {
     /// The same, with what is to be done for experts beside it.
     ///
     /// # Safety
-    /// The addresses in `preparation` are those of live buffers for `decode` rows.
+    /// The addresses in `preparation` belong to live buffers with `decode` rows.
     pub unsafe fn run_and_prepare(
         &self,
         context: &Context<'_>,
@@ -423,8 +423,8 @@ impl Products {
                 iq2_grid: context.grid.pointer(),
                 ..launch.params(rows, preparation)
             };
-            // SAFETY: the products' buffers are kept and have that many rows; the caller answers for
-            // the others.
+            // SAFETY: the products' buffers are kept and have that many rows; the caller answers
+            // for the others.
             unsafe { context.device.launch(kernel, grid, &params) }?;
         }
         Ok(())

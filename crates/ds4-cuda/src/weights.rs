@@ -1,6 +1,6 @@
 //! The model's weights on the device.
 //!
-//! Matrices are brought there in pieces, through page-locked memory and a staging buffer, and
+//! Matrices are brought there in chunks, through page-locked memory and a staging buffer, and
 //! rearranged on the way into the order in which kernels read them (kernels/formats.cuh). Matrices
 //! without a file are made in the staging buffer.
 
@@ -246,8 +246,8 @@ fn iq2_grid() -> Vec<[u16; 8]> {
     gguf::IQ2_XXS_GRID.iter().map(halves).collect()
 }
 
-/// A nibble for each column: the number of its magnitude among the three that there are. Columns with
-/// even numbers come first.
+/// A nibble for each column: the number of its magnitude among the three that there are. Columns
+/// with even numbers come first.
 fn iq2_selectors() -> Vec<u32> {
     const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
     let selectors = |entry: &u64| {
@@ -286,8 +286,8 @@ fn matrix_bytes(m: &Matrix) -> Result<u64, Error> {
     Ok(layout(m)?.1.iter().map(|bytes| *bytes as u64).sum())
 }
 
-/// Bytes of a piece in file layout.
-const PIECE: usize = 64 << 20;
+/// Bytes of a chunk in file layout.
+const CHUNK: usize = 64 << 20;
 
 struct Loader<'a, P> {
     device: &'a Device,
@@ -312,7 +312,7 @@ struct Slot {
 impl<'a, P: FnMut(u64, u64)> Loader<'a, P> {
     fn new(device: &'a Device, total: u64, progress: P) -> StageResult<Self> {
         let slot = || -> StageResult<Slot> {
-            Ok(Slot { host: device.pinned(PIECE)?, staging: device.alloc(PIECE)? })
+            Ok(Slot { host: device.pinned(CHUNK)?, staging: device.alloc(CHUNK)? })
         };
         Ok(Loader { device, progress, done: 0, total, slots: [slot()?, slot()?], next: 0 })
     }
@@ -408,10 +408,10 @@ impl<'a, P: FnMut(u64, u64)> Loader<'a, P> {
         let row_bytes = m.data.byte_count() / m.rows;
         // Whole tiles, and at a boundary that the generator knows.
         let unit = TILE * row_bytes * size_of::<u64>();
-        let rows = (PIECE / unit).max(1) * TILE * size_of::<u64>();
+        let rows = (CHUNK / unit).max(1) * TILE * size_of::<u64>();
         for first in (0..m.rows).step_by(rows) {
             let count = rows.min(m.rows - first);
-            self.piece(&m.data, row_bytes, first, count)?;
+            self.bring(&m.data, row_bytes, first, count)?;
             let slot = &self.slots[self.next];
             let source = if m.ty == TensorType::BF16 { BF16_SOURCE } else { ty as usize };
             repack(self.device, &slot.staging, source, row_bytes, first..first + count, &matrix)?;
@@ -423,7 +423,7 @@ impl<'a, P: FnMut(u64, u64)> Loader<'a, P> {
     }
 
     /// Brings rows of a tensor to the staging buffer of the next slot.
-    fn piece(
+    fn bring(
         &mut self,
         data: &TensorData,
         row_bytes: usize,

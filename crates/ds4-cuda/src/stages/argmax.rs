@@ -20,7 +20,7 @@ pub struct BestTokens {
 }
 
 impl BestTokens {
-    /// Room for those of `rows` rows.
+    /// Room for the tokens of `rows` rows.
     pub fn new(device: &Device, rows: usize, vocab: usize) -> StageResult<Self> {
         Ok(BestTokens {
             vocab,
@@ -30,8 +30,8 @@ impl BestTokens {
         })
     }
 
-    /// Finds those of the first `rows` rows of `logits`. `arrivals` has a counter for each, zero
-    /// before and after.
+    /// Finds the tokens of the first `rows` rows of `logits`. `arrivals` has a counter for each,
+    /// zero before and after.
     ///
     /// # Panics
     /// If there are fewer, or no room.

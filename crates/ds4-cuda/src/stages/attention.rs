@@ -243,8 +243,8 @@ fn prefill_kernel(heads: usize, shared: usize) -> (Kernel<AttentionParams>, usiz
     }
 }
 
-/// Kernel, tiles of 16 heads, and blocks that a multiprocessor holds at a time (see its launch bounds),
-/// for so many heads, decoded rows and bytes of shared memory.
+/// Kernel, tiles of 16 heads, and blocks that a multiprocessor holds at a time (see its launch
+/// bounds), for so many heads, decoded rows and bytes of shared memory.
 fn decode_kernel(
     heads: usize,
     rows: usize,

@@ -138,8 +138,8 @@ fn finish(
     }
     let blocks = [rows.len(), parts.count_ones() as usize, 1];
     let grid = Grid { blocks, threads: FINISH_THREADS, shared: 0 };
-    // SAFETY: the buffers have so many rows, and the caches room for them; parts that are missing are
-    // not in `parts`.
+    // SAFETY: the buffers have so many rows, and the caches room for them; parts that are missing
+    // are not in `parts`.
     unsafe { layer.device.launch(FINISH_INPUTS, grid, &params) }
 }
 

@@ -62,7 +62,7 @@ pub struct Scratch {
     pub shared_hidden: Buffer<u16>,
 }
 
-/// Pairs of rows and experts, permuted so that those of an expert stand together.
+/// Pairs of rows and experts, permuted so that the pairs of an expert stand together.
 struct PermutationBuffers {
     pairs: Buffer<u32>,
     /// Where each expert's pairs start, and where the last one's end.
@@ -198,8 +198,8 @@ impl ExpertStage<'_> {
         self.context.device
     }
 
-    /// What the launch of the router's product does beside it for the rows that are decoded: routing
-    /// if they are few enough, and integers if the experts want them.
+    /// What the launch of the router's product does beside it for the rows that are decoded:
+    /// routing if they are few enough, and integers if the experts want them.
     fn preparation(&self) -> Preparation {
         let (config, rows) = (self.config, self.decode_rows);
         let mut prepared = Preparation::NONE;
@@ -457,7 +457,7 @@ fn permute_pairs(
     };
     let blocks = [experts.min(pairs.len()).min(PERMUTE_BLOCKS), 1, 1];
     let grid = Grid { blocks, threads: PERMUTE_THREADS, shared: 0 };
-    // SAFETY: the buffers have room for so many pairs; the ids are below `experts`, since the router
-    // chose them, or were checked when the table was loaded.
+    // SAFETY: the buffers have room for so many pairs; the ids are below `experts`, since the
+    // router chose them, or were checked when the table was loaded.
     unsafe { device.launch(PERMUTE_PAIRS, grid, &params) }
 }

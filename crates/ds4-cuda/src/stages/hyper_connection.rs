@@ -18,7 +18,8 @@ use crate::{
     weights::HyperConnection,
 };
 
-/// Blocks among which the slices of all rows are shared, and most rows whose blocks have one of them.
+/// Blocks among which the slices of all rows are shared, and most rows whose blocks have one of
+/// them.
 const SLICE_BLOCKS: usize = 256;
 const FEW_ROWS: usize = 8;
 
@@ -84,8 +85,8 @@ pub fn read(
     read_by_rows(device, config, streams, decode_rows..rows, reader)
 }
 
-/// The same for the output head: only the first `wanted` rows of the numbers in `numbers`, of which
-/// each is below `rows`. The others stay unfinished.
+/// The same for the output head: only the rows whose numbers, all below `rows`, are the first
+/// `wanted` of `numbers`. The others stay unfinished.
 ///
 /// # Panics
 /// If a buffer has no room for the rows.

@@ -36,7 +36,7 @@ pub struct Select<'a> {
     /// Whether the rows are decoded. They take a way of their own where they see few keys, however
     /// many they are: so a row's results do not depend on the rows beside it.
     pub decoded: bool,
-    /// Chosen rows `[n, top_k]`, ascending; those of queries that see at most `top_k` rows are not
+    /// Chosen rows `[n, top_k]`, ascending; rows of queries that see at most `top_k` are not
     /// written.
     pub selected: &'a Buffer<u32>,
 }

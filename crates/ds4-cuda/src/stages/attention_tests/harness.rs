@@ -183,17 +183,22 @@ impl Harness {
         self.last = Some(work);
     }
 
-    /// Records a step's launches, and replays them that many tokens later each time.
-    pub fn replay(&mut self, sessions: &mut [Session], spans: &[(usize, usize)], later: &[usize]) {
+    /// Captures a step as a graph, and launches that so many tokens later each time.
+    pub fn launch_again(
+        &mut self,
+        sessions: &mut [Session],
+        spans: &[(usize, usize)],
+        later: &[usize],
+    ) {
         let inputs = self.inputs(sessions, spans);
         let mut work = self.work(sessions, &inputs);
-        // Once without recording, so that nothing is set up for the first time meanwhile.
+        // Once without a graph, so that nothing is set up for the first time meanwhile.
         self.step(sessions, spans);
         let graph = self.device.capture(|| {
             self.launch(&work);
             Ok(())
         });
-        let graph = graph.expect("a recording");
+        let graph = graph.expect("a graph");
         for &tokens in later {
             for session in sessions.iter_mut() {
                 let position = session.position() + tokens;
@@ -203,7 +208,7 @@ impl Harness {
             self.upload(&mut work, sessions, &inputs);
             #[allow(unsafe_code, reason = "launches kernels")]
             // SAFETY: the buffers of `work` and of the sessions are alive, and the table is new.
-            unsafe { graph.launch() }.expect("a replay");
+            unsafe { graph.launch() }.expect("a launch");
             self.check(&work, sessions, &inputs);
         }
     }

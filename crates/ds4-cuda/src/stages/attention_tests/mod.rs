@@ -106,12 +106,12 @@ fn a_restored_cache_goes_on_alike() {
 
 #[test]
 #[ignore = "needs a CUDA device or the emulator"]
-fn recorded_launches_hold_for_later_positions() {
+fn captured_graphs_hold_for_later_positions() {
     let device = device();
     each(&device, |h| {
         let mut sessions = [h.session(), h.session()];
         h.step(&mut sessions, &[(0, 1), (1, 60)]);
-        h.replay(&mut sessions, &[(0, 1), (1, 2)], &[0, 140]);
+        h.launch_again(&mut sessions, &[(0, 1), (1, 2)], &[0, 140]);
     });
 }
 

@@ -1,5 +1,5 @@
-// How blocks share the tiles of the experts that some rows chose, and how their weights get to shared
-// memory, for the kernels in experts_q2.cu.
+// The work list of the experts that some rows chose, the part of it that a block has, and how
+// weights get to shared memory, for the kernels in experts_q2.cu.
 #pragma once
 
 #include "permutation.cuh"
@@ -16,21 +16,21 @@ struct PairRange {
     __device__ inline u32 pair(int r) const { return pairs[min(first + r, end - 1)]; }
 };
 
-// ---- Shares of the work --------------------------------------------------------------------------
+// ---- The work list ------------------------------------------------------------------------------
 
-// What a tile takes with so many rows, of which two take little more than one.
+// What a tile takes with so many rows: two take little more than one.
 __device__ inline int tile_cost(int rows) { return rows / 2 * 5 + rows % 2 * 4; }
 
 // Chosen experts, in shared memory.
-struct Work {
+struct WorkList {
     int count;
-    // Their numbers, where their pairs start, and what the items of those before take.
+    // Their numbers, where their pairs start, and what the work tiles of the experts before take.
     u16 experts[MOST_EXPERTS];
     int starts[MOST_EXPERTS + 1], costs[MOST_EXPERTS + 1];
     int warp_counts[DECODE_WARPS], warp_costs[DECODE_WARPS];
 
-    // By the whole block; `items` are those of an expert.
-    __device__ inline void load(const Permutation& permutation, int all, int items) {
+    // By the whole block; `work_tiles` is the number of an expert's.
+    __device__ inline void load(const Permutation& permutation, int all, int work_tiles) {
         int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, chosen = 0, taken = 0, end = 0;
         for (int first = 0; first < all; first += DECODE_WARPS * WARP) {
             int expert = first + threadIdx.x, start = 0;
@@ -38,7 +38,7 @@ struct Work {
                 start = permutation.offsets[expert];
                 end = permutation.offsets[expert + 1];
             }
-            int cost = expert < all ? tile_cost(end - start) * items : 0, sum = cost;
+            int cost = expert < all ? tile_cost(end - start) * work_tiles : 0, sum = cost;
             u32 warp_chosen = __ballot_sync(FULL_WARP, cost > 0);
 #pragma unroll
             for (int d = 1; d < WARP; d *= 2) {
@@ -80,73 +80,75 @@ struct Work {
     __device__ inline int rows(int at) const { return starts[at + 1] - starts[at]; }
 };
 
-// An item: the place of its expert among the chosen ones, the first of the expert's rows that it is
-// for, and which tiles it has. An expert of many rows is gone through several times, rather than each
-// tile: so its rows seldom change, and its pieces are no larger than others'.
-struct Item {
+// What a block does at a time: some tiles of an expert for one or two of its rows. An expert of
+// many rows is gone through several times, rather than each tile: so its rows seldom change, and no
+// work tile is larger than others.
+struct WorkTile {
+    // Number of the expert among the chosen ones, the first of its rows, and which tiles.
     int at, row, number;
 
-    __device__ inline bool before(const Item& other) const {
+    __device__ inline bool before(const WorkTile& other) const {
         if (at != other.at) return at < other.at;
         return row < other.row || (row == other.row && number < other.number);
     }
 };
 
-// A warp's tiles: one of each of its block's items.
-struct Share {
-    const Work& work;
+// Which work tiles a block has, and which tile of each a warp has.
+struct Schedule {
+    const WorkList& work;
     // Of an expert.
-    int items, tiles;
-    // Of an item, and the warp's own one of these.
-    int item_tiles, local;
+    int work_tiles, tiles;
+    // Tiles of a work tile, and the warp's own one.
+    int tiles_each, local;
     // Of a tile.
     int units;
 
-    // Where the items of block i of `blocks` begin, and those of the one before end.
-    __device__ inline Item bound(int i, int blocks) const {
+    // Where the work tiles of block i of `blocks` begin, and where those of the block before end.
+    __device__ inline WorkTile bound(int i, int blocks) const {
         int all = work.costs[work.count], each = all / blocks;
-        return item_at(each * i + (all - each * blocks) * i / blocks);
+        return tile_at(each * i + (all - each * blocks) * i / blocks);
     }
 
-    // The first item before which all together take at least `cost`. For whole warps.
-    __device__ inline Item item_at(int cost) const {
-        Item item = {0, 0, 0};
+    // The first work tile before which all together take at least `cost`. For whole warps.
+    __device__ inline WorkTile tile_at(int cost) const {
+        WorkTile work_tile = {0, 0, 0};
         for (int first = 0; first < work.count; first += WARP) {
             int i = first + threadIdx.x % WARP;
             bool before = i < work.count && work.costs[i + 1] <= cost;
-            item.at += __popc(__ballot_sync(FULL_WARP, before));
+            work_tile.at += __popc(__ballot_sync(FULL_WARP, before));
         }
-        if (item.at == work.count) return item;
-        int rest = cost - work.costs[item.at], whole = items * tile_cost(INTEGER_ROWS);
-        item.row = rest / whole * INTEGER_ROWS;
-        int each = tile_cost(rows(item));
+        if (work_tile.at == work.count) return work_tile;
+        int rest = cost - work.costs[work_tile.at], whole = work_tiles * tile_cost(INTEGER_ROWS);
+        work_tile.row = rest / whole * INTEGER_ROWS;
+        int each = tile_cost(rows(work_tile));
         // The last one that begins before, and then the next.
-        item.number = (rest % whole + each - 1) / each - 1;
-        next(item);
-        return item;
+        work_tile.number = (rest % whole + each - 1) / each - 1;
+        next(work_tile);
+        return work_tile;
     }
 
-    __device__ inline void next(Item& item) const {
-        if (++item.number < items) return;
-        item.number = 0;
-        item.row += INTEGER_ROWS;
-        if (item.row >= work.rows(item.at)) ++item.at, item.row = 0;
+    __device__ inline void next(WorkTile& work_tile) const {
+        if (++work_tile.number < work_tiles) return;
+        work_tile.number = 0;
+        work_tile.row += INTEGER_ROWS;
+        if (work_tile.row >= work.rows(work_tile.at)) ++work_tile.at, work_tile.row = 0;
     }
 
     // Rows that are multiplied at a time.
-    __device__ inline int rows(const Item& item) const {
-        return min(work.rows(item.at) - item.row, INTEGER_ROWS);
+    __device__ inline int rows(const WorkTile& work_tile) const {
+        return min(work.rows(work_tile.at) - work_tile.row, INTEGER_ROWS);
     }
 
-    __device__ inline PairRange pairs(const Permutation& permutation, const Item& item) const {
-        int first = work.starts[item.at] + item.row;
-        return {permutation.pairs, first, first + rows(item)};
+    __device__ inline PairRange pairs(const Permutation& p, const WorkTile& work_tile) const {
+        int first = work.starts[work_tile.at] + work_tile.row;
+        return {p.pairs, first, first + rows(work_tile)};
     }
 };
 
-// ---- Weights on their way ------------------------------------------------------------------------
+// ---- Weights on their way -----------------------------------------------------------------------
 
-// Units that are copied at a time, and places for as many that a warp has in shared memory.
+// Units of a chunk, which is copied at a time, and chunks that a warp has room for in shared
+// memory.
 #define CHUNK 2
 #define RING 2
 
@@ -159,43 +161,45 @@ struct Fetch {
     static constexpr int MORE_SCALES =
         TYPE == IQ2_XXS ? IQ2_XXS_MORE_SCALE_BYTES : Q2_K_MORE_SCALE_BYTES;
 
-    // A place of the ring.
+    // A chunk of the ring.
     struct alignas(128) Chunk {
         u8 codes[CHUNK][CODES];
         u8 scales[CHUNK][SCALES];
         u8 more_scales[CHUNK][MORE_SCALES];
     };
 
-    const Share& share;
-    Item item, end;
+    const Schedule& schedule;
+    WorkTile work_tile, end;
     Chunk* ring;
-    int place;
+    int slot;
     // Where the next chunk is; units left of the tile.
     PackedMatrix from;
     const PackedMatrix& matrix;
     int left;
 
-    __device__ inline Fetch(const Share& share, Item first, Item end, const PackedMatrix& w, Chunk* ring)
-        : share(share), item(first), end(end), ring(ring), place(0), matrix(w), left(0) {
-        if (item.before(end)) find_tile();
+    __device__ inline Fetch(const Schedule& schedule, WorkTile first, WorkTile end,
+                            const PackedMatrix& w, Chunk* ring)
+        : schedule(schedule), work_tile(first), end(end), ring(ring), slot(0), matrix(w), left(0) {
+        if (work_tile.before(end)) find_tile();
 #pragma unroll
         for (int i = 0; i < RING; ++i) start(ring[i]);
     }
 
-    // The lane's pieces of the item's first chunk.
+    // The lane's fragments of the work tile's first chunk.
     __device__ inline void find_tile() {
-        int tile = min(item.number * share.item_tiles + share.local, share.tiles - 1);
-        u32 row = share.work.experts[item.at] * share.tiles + tile, lane = threadIdx.x % WARP;
-        size_t unit = row * share.units;
+        int own = work_tile.number * schedule.tiles_each + schedule.local;
+        int tile = min(own, schedule.tiles - 1), lane = threadIdx.x % WARP;
+        u32 row = schedule.work.experts[work_tile.at] * schedule.tiles + tile;
+        size_t unit = row * schedule.units;
         from.codes = matrix.codes + unit * (CODES / 16) + lane;
         from.scales = matrix.scales + unit * SCALES + 16 * lane;
         from.more_scales = matrix.more_scales + unit * MORE_SCALES + 16 * lane;
-        left = share.units;
+        left = schedule.units;
     }
 
     __device__ inline void next_tile() {
-        share.next(item);
-        if (item.before(end)) find_tile();
+        schedule.next(work_tile);
+        if (work_tile.before(end)) find_tile();
     }
 
     // Starts the next copy, if there is one.
@@ -219,7 +223,7 @@ struct Fetch {
 
     template <int BYTES>
     __device__ inline void copy_small(u8* to, const u8* from, int at) const {
-        static_assert(CHUNK * BYTES <= 16 * WARP, "a piece for each lane");
+        static_assert(CHUNK * BYTES <= 16 * WARP, "16 bytes for each lane");
         if (at < min(left, CHUNK) * BYTES) copy_async16(to + at, from);
     }
 
@@ -227,13 +231,13 @@ struct Fetch {
     __device__ inline const Chunk& wait() const {
         copy_async_wait<RING - 1>();
         __syncwarp();
-        return ring[place];
+        return ring[slot];
     }
 
     // It is not needed any more.
     __device__ inline void done() {
         __syncwarp();
-        start(ring[place]);
-        place = place + 1 == RING ? 0 : place + 1;
+        start(ring[slot]);
+        slot = slot + 1 == RING ? 0 : slot + 1;
     }
 };
