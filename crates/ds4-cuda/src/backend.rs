@@ -220,7 +220,7 @@ fn graph_rows(batch: &Batch) -> Option<usize> {
     (batch.decode_rows == rows && (1..=GRAPH_ROWS).contains(&rows)).then_some(rows)
 }
 
-/// Tokens of a prompt that are best computed together, if nothing else asks for less: matrix units
+/// Tokens of a prompt that are best computed together, if nothing else asks for less: tensor cores
 /// want many tokens to each expert. The memory report reckons with so many.
 pub const PREFILL_CHUNK: usize = 4096;
 

@@ -127,7 +127,7 @@ impl WantedRows {
     }
 }
 
-/// Addresses of the sessions' caches `[sessions, layers]`, on both sides. Recorded steps know where
+/// Addresses of the sessions' caches `[sessions, layers]`, on both sides. CUDA graphs know where
 /// it is, so it has room for as many sessions as a step can have, one for each row.
 pub(crate) struct CacheTable {
     host: Pinned<LayerPointers>,

@@ -9,5 +9,6 @@ pub(crate) mod listen;
 pub(crate) mod models;
 mod preparing;
 mod recorder;
+pub(crate) mod state;
 pub(crate) mod token_text;
 pub(crate) mod trace;

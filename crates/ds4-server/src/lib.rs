@@ -26,7 +26,7 @@ use ds4_text::prompt::PromptEncoder;
 
 pub use http::{app::HttpLimits, listen::TlsFiles};
 
-use http::{access::Access, app::App, trace::TraceFile};
+use http::{access::Access, state::App, trace::TraceFile};
 use metrics::Metrics;
 
 /// How to serve.

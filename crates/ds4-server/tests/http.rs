@@ -277,9 +277,9 @@ fn requests_have_a_deadline_if_asked_for() {
     assert_eq!(post(running.address, CHAT, &ask("text", 5000)).status, 200);
 }
 
-/// Every step that computes a part of the newcomer's prompt gives the stream its next token, too.
+/// Every step that computes a part of the new request's prompt gives the stream its next token, too.
 #[test]
-fn a_newcomer_does_not_stall_running_streams() {
+fn a_new_request_does_not_stall_running_streams() {
     let timing =
         Timing { step: Duration::from_millis(3), prompt_token: Duration::from_micros(100) };
     let (running, work) = Running::watched(config(), timing, support::tokenizer());
@@ -299,7 +299,7 @@ fn a_newcomer_does_not_stall_running_streams() {
         let mut stream = stream.try_clone().unwrap();
         move || std::io::copy(&mut stream, &mut std::io::sink())
     });
-    let newcomer = post(
+    let new_request = post(
         at,
         CHAT,
         &json!({
@@ -307,7 +307,7 @@ fn a_newcomer_does_not_stall_running_streams() {
             "thinking": false, "max_tokens": 10,
         }),
     );
-    assert_eq!(newcomer.status, 200, "{}", newcomer.body);
+    assert_eq!(new_request.status, 200, "{}", new_request.body);
     let done = work.take().unwrap();
     stream.shutdown(Shutdown::Both).unwrap();
     let _ = reading.join().unwrap();

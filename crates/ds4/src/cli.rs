@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::{
     commands::{
@@ -81,8 +81,8 @@ impl Cli {
             Command::Inspect(args) => inspect::run(&args)?,
             Command::Bench(args) => bench::run(&args)?,
             Command::Logits(args) => logits::run(&args)?,
-            Command::Completions(args) => completions::run(&args)?,
-            Command::Man(args) => completions::man(&args)?,
+            Command::Completions(args) => completions::run(&args, Cli::command())?,
+            Command::Man(args) => completions::man(&args, Cli::command())?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -62,7 +62,7 @@ pub(crate) struct Worker {
     /// Bytes that were in use when the device had no more, though the limit is higher.
     found_bytes: Option<u64>,
     /// Ended requests whose clients have not taken all yet.
-    leaving: Vec<Outbox>,
+    draining: Vec<Outbox>,
     pace: Pace,
     closing: Option<Instant>,
 }
@@ -92,7 +92,7 @@ impl Worker {
             running: Vec::new(),
             preempted: Vec::new(),
             found_bytes: None,
-            leaving: Vec::new(),
+            draining: Vec::new(),
             closing: None,
         }
     }
@@ -116,7 +116,7 @@ impl Worker {
         loop {
             let busy = !self.running.is_empty()
                 || !self.preempted.is_empty()
-                || !self.leaving.is_empty()
+                || !self.draining.is_empty()
                 || self.queue.len() > 0;
             if self.closing.is_some() && !busy {
                 return false;
@@ -176,7 +176,7 @@ impl Worker {
                 self.end(request, end);
             }
         }
-        self.leaving.retain_mut(|outbox| {
+        self.draining.retain_mut(|outbox| {
             outbox.flush();
             outbox.held_since().is_some() && !outbox.is_closed() && !outbox.is_stalled(now, stall)
         });
@@ -355,12 +355,12 @@ impl Worker {
             self.observer.cancelled();
         }
         self.note_duration(request.since.elapsed());
-        self.leave(request.outbox);
+        self.drain(request.outbox);
     }
 
-    fn leave(&mut self, outbox: Outbox) {
+    fn drain(&mut self, outbox: Outbox) {
         if outbox.held_since().is_some() {
-            self.leaving.push(outbox);
+            self.draining.push(outbox);
         }
     }
 

@@ -29,11 +29,11 @@ use futures_util::{Stream, StreamExt};
 use serde_json::Value;
 
 use super::{
-    app::App,
     error::ApiError,
     job::{self, Prepared},
     preparing::prepared,
     recorder::Recorder,
+    state::App,
     token_text::TokenText,
     trace::TraceRecord,
 };

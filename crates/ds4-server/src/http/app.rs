@@ -1,4 +1,4 @@
-//! The application: what all requests share, and the routes.
+//! The routes.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -11,27 +11,22 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use ds4_runtime::{ClientId, Runtime, grammar::Grammars, replay::Replay};
-use ds4_text::{prompt::PromptEncoder, request};
+use ds4_runtime::ClientId;
+use ds4_text::request;
 use futures_util::StreamExt;
 use serde_json::json;
 use tower_http::cors::{Any, CorsLayer};
 
 use super::{
-    access::Access,
     answer::{self, json_response},
     error::{ApiError, Dialect},
     job, models,
     preparing::prepared,
-    trace::TraceFile,
+    state::App,
 };
-use crate::{
-    ServerConfig,
-    dialect::{
-        Reply, chat::ChatReply, completions::CompletionReply, messages::MessagesReply,
-        responses::ResponsesReply,
-    },
-    metrics::Metrics,
+use crate::dialect::{
+    Reply, chat::ChatReply, completions::CompletionReply, messages::MessagesReply,
+    responses::ResponsesReply,
 };
 
 /// The page at `/`.
@@ -40,20 +35,6 @@ const PAGE: &str = include_str!("../page.html");
 /// What the page may do: run its own script, and ask this server.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
-/// What all requests share.
-pub(crate) struct App {
-    pub(crate) config: ServerConfig,
-    pub(crate) access: Access,
-    pub(crate) encoder: PromptEncoder,
-    pub(crate) grammars: Arc<Grammars>,
-    pub(crate) runtime: Runtime,
-    pub(crate) metrics: Metrics,
-    pub(crate) replay: Replay,
-    pub(crate) trace: Option<TraceFile>,
-    /// Seconds since 1970.
-    pub(crate) started: u64,
-}
 
 /// All routes.
 pub(crate) fn router(app: Arc<App>) -> Router {

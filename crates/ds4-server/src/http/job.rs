@@ -19,7 +19,7 @@ use ds4_text::{
 };
 use serde_json::json;
 
-use super::{app::App, error::ApiError, preparing::pauses};
+use super::{error::ApiError, preparing::pauses, state::App};
 
 /// The official service's share in thinking mode with tools.
 const TOP_P_WITH_TOOLS: f32 = 0.95;

@@ -3,7 +3,7 @@
 use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
-use super::app::App;
+use super::state::App;
 
 /// Parameters of requests that have an effect.
 const PARAMETERS: [&str; 15] = [

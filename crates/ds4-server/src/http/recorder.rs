@@ -7,7 +7,7 @@ use ds4_engine::TokenId;
 use ds4_runtime::replay::{Block, Call};
 use serde_json::Value;
 
-use super::{answer::Progress, app::App};
+use super::{answer::Progress, state::App};
 use crate::{
     dialect::{Chunk, Reply},
     metrics::MalformedCall,

@@ -3,10 +3,8 @@
 use std::io::{self, Write};
 
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
-
-use crate::cli::Cli;
 
 /// Options of `ds4 completions`.
 #[derive(Args)]
@@ -27,16 +25,15 @@ pub struct ManArgs {
     command: Option<String>,
 }
 
-/// Prints the completion script.
-pub fn run(args: &CompletionsArgs) -> Result<()> {
+/// Prints the completion script of `ds4`.
+pub fn run(args: &CompletionsArgs, mut ds4: Command) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "ds4", &mut script);
+    clap_complete::generate(args.shell, &mut ds4, "ds4", &mut script);
     Ok(io::stdout().write_all(&script)?)
 }
 
-/// Prints the manual page.
-pub fn man(args: &ManArgs) -> Result<()> {
-    let mut ds4 = Cli::command();
+/// Prints the manual page of `ds4` or one of its commands.
+pub fn man(args: &ManArgs, mut ds4: Command) -> Result<()> {
     ds4.build();
     let command = match &args.command {
         Some(name) => ds4

@@ -33,7 +33,7 @@ pub fn pairs() -> f64 {
     PAIR / 3f64.sqrt()
 }
 
-/// The same for products of pairs of halves: matrix units add up 16 terms of either half at a time,
+/// The same for products of pairs of halves: tensor cores add up 16 terms of either half at a time,
 /// and cut sums off rather than round them, by two unit roundoffs each, all in one direction.
 pub fn pair_products(terms: usize) -> f64 {
     pairs() + 2.0 * SINGLE * (2 * terms / 16) as f64

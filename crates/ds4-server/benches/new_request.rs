@@ -1,5 +1,5 @@
-//! What a newcomer with a long prompt does to a running stream: `cargo bench -p ds4-server --bench
-//! newcomer`.
+//! What a new request with a long prompt does to a running stream: `cargo bench -p ds4-server --bench
+//! new_request`.
 //!
 //! nano answers on the processor, and its stream is watched over HTTP: the gaps between its tokens
 //! alone, and while the prompt of another request is computed in the same steps.
@@ -26,10 +26,10 @@ use support::{
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// Words of the newcomer's prompt, each a token or a little more.
+/// Words of the new request's prompt, each a token or a little more.
 const WORDS: usize = 30_000;
 
-/// How long the stream is watched alone, and how long beside the newcomer, which then goes.
+/// How long the stream is watched alone, and how long beside the new request, which then goes.
 const ALONE: Duration = Duration::from_secs(5);
 const BESIDE: Duration = Duration::from_secs(40);
 
@@ -49,16 +49,16 @@ fn main() {
     // The client's own work is done before.
     let request = body(&prompt(), 1).to_string();
     let come = Instant::now();
-    let newcomer = ask(at, &request);
+    let new_request = ask(at, &request);
     std::thread::sleep(BESIDE);
     let gone = Instant::now();
-    drop(newcomer);
+    drop(new_request);
     std::thread::sleep(ALONE);
     stop.store(true, Ordering::Relaxed);
     let arrivals = stream.join().expect("the stream failed");
     println!("a prompt of {WORDS} words beside a stream");
     let gaps = |from: Instant, to: Instant| {
-        // The gap in which the newcomer comes counts as well.
+        // The gap in which the new request comes counts as well.
         let pairs = arrivals.windows(2).filter(|pair| from < pair[1] && pair[1] <= to);
         let mut gaps: Vec<Duration> = pairs.map(|pair| pair[1] - pair[0]).collect();
         gaps.sort_unstable();
@@ -69,7 +69,7 @@ fn main() {
     let mut alone = [&before[..], &after].concat();
     alone.sort_unstable();
     show("alone before", &before, &alone);
-    show("beside the newcomer", &gaps(come, gone), &alone);
+    show("beside the new request", &gaps(come, gone), &alone);
     show("alone after", &after, &alone);
     show_longest(&arrivals, come, gone);
 }
@@ -110,7 +110,7 @@ fn watch(at: SocketAddr, stop: &AtomicBool) -> Vec<Instant> {
     arrivals
 }
 
-/// When the longest gaps beside the newcomer began, for who looks for their reason.
+/// When the longest gaps beside the new request began, for who looks for their reason.
 fn show_longest(arrivals: &[Instant], come: Instant, gone: Instant) {
     let beside = arrivals.windows(2).filter(|pair| come < pair[1] && pair[1] <= gone);
     let mut gaps: Vec<_> = beside.map(|pair| (pair[1] - pair[0], pair[0])).collect();
