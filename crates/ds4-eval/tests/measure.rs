@@ -196,6 +196,27 @@ fn earlier_answers_are_graded_again_if_the_case_is_the_same() {
 }
 
 #[test]
+fn a_run_stops_when_told_and_keeps_what_was_answered() {
+    let setup = Setup::new(Kernels::detect());
+    let cases = some_cases();
+    let cases: Vec<&Case> = cases.iter().collect();
+    let mut answers = Vec::new();
+    let answered = |answer: Answer| {
+        answers.push(answer.id);
+        Ok(())
+    };
+    let stop = |status: runner::Status| match status.answered {
+        2 => ControlFlow::Break(()),
+        _ => GO_ON,
+    };
+    let settings = Settings { at_once: 3, max_tokens: 12 };
+    let engine = engine(setup.model.clone(), setup.kernels);
+    let result = runner::run(engine, &setup.encoder(), &cases, settings, answered, stop);
+    assert!(matches!(result, Err(Error::Stopped)));
+    assert_eq!(answers.len(), 2);
+}
+
+#[test]
 fn cases_that_are_too_long_are_refused() {
     let setup = Setup::new(Kernels::detect());
     let value = json!({ "id": "x", "prompt": "a", "max_tokens": 10_000_000,

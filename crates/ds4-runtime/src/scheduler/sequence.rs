@@ -12,7 +12,7 @@ use super::{
     prefix_cache::{LiveSession, Start},
     queue::Submitted,
 };
-use crate::request::{self, Event, Failure};
+use crate::request::{Event, Failure, Request};
 
 /// Prompts are cut at multiples of so many tokens, counted from their start.
 pub(super) const PREFILL_GRAIN: usize = 8;
@@ -20,15 +20,15 @@ pub(super) const PREFILL_GRAIN: usize = 8;
 /// A request whose turn it is.
 pub(super) struct Sequence {
     pub(super) live: LiveSession,
-    pub(super) request: Request,
+    pub(super) request: Admitted,
     /// How many of the request's pending tokens the step under way computes.
     chunk: usize,
     /// Results that this step returns.
     wanted: Vec<Wanted>,
 }
 
-/// What there is of a request besides its session.
-pub(super) struct Request {
+/// A request that was admitted, without its session.
+pub(super) struct Admitted {
     pub(super) outbox: Outbox,
     pub(super) since: Instant,
     pub(super) deadline: Option<Instant>,
@@ -43,7 +43,7 @@ pub(super) struct Request {
     context: usize,
 }
 
-impl Request {
+impl Admitted {
     /// Tokens that are to be computed.
     pub(super) fn pending(&self) -> usize {
         self.pending.len()
@@ -75,20 +75,12 @@ impl Sequence {
         tokenizer: &Tokenizer,
     ) -> Self {
         let Submitted { request, events, since } = submitted;
-        let request::Request {
-            prompt,
-            max_tokens,
-            sampling,
-            seed,
-            top_logprobs,
-            grammar,
-            deadline,
-            ..
-        } = request;
+        let Request { prompt, max_tokens, sampling, seed, top_logprobs, grammar, deadline, .. } =
+            request;
         let cached = start.live.session.len();
         let mut outbox = Outbox::new(events);
         outbox.push(Event::Started { cached });
-        let request = Request {
+        let request = Admitted {
             outbox,
             since,
             deadline,
@@ -109,14 +101,14 @@ impl Sequence {
 
     /// Gives the session up. All its tokens are to be computed again, each in the phase in which
     /// it was computed before.
-    pub(super) fn preempt(self) -> Request {
+    pub(super) fn preempt(self) -> Admitted {
         let mut request = self.request;
         request.pending.splice(..0, self.live.session.tokens().iter().copied());
         request
     }
 
     /// Goes on with a request on a session that holds all tokens that are not pending.
-    pub(super) fn resume(request: Request, live: LiveSession) -> Self {
+    pub(super) fn resume(request: Admitted, live: LiveSession) -> Self {
         Sequence { live, request, chunk: 0, wanted: Vec::new() }
     }
 

@@ -1,26 +1,19 @@
-//! Admission: which requests run, and the KV memory that they take.
-//!
-//! A request is admitted if the bytes that the device allocates for its prompt and a usual answer fit
-//! beside those of the running requests. When running requests outgrow the memory, idle sessions go
-//! first, and then the newest request is preempted.
+//! Which requests run: preempted ones go on first, then new requests begin, as long as there is a
+//! place and memory for them.
 
 use std::sync::atomic::Ordering;
 
-use ds4_engine::{BackendError, MAX_REWIND};
+use ds4_engine::BackendError;
 
-use super::Worker;
+use super::{Worker, memory::USUAL_ANSWER};
 use crate::{
     request::{Event, Failure},
     scheduler::{
         prefix_cache::LiveSession,
         queue::Submitted,
-        sequence::{Request, Sequence},
+        sequence::{Admitted, Sequence},
     },
 };
-
-/// Tokens of an answer to reserve memory for. Most answers are shorter, and the memory in use is
-/// checked before every step.
-const USUAL_ANSWER: usize = 2048;
 
 impl Worker {
     /// Goes on with preempted requests, and then begins waiting ones, as long as there is a place
@@ -49,37 +42,9 @@ impl Worker {
         self.publish_load();
     }
 
-    /// Bytes that a session with capacity for `tokens` tokens takes on the device.
-    fn session_bytes(&self, tokens: usize) -> u64 {
-        self.engine.backend().session_bytes(tokens.min(self.limits.context))
-    }
-
     /// Whether a request that needs so much may run with the others; one alone always may.
     fn has_room(&self, needed: u64) -> bool {
         self.running.is_empty() || self.running_bytes() + needed <= self.kv_bytes()
-    }
-
-    /// Bytes of KV state that there may be.
-    fn kv_bytes(&self) -> u64 {
-        self.found_bytes.unwrap_or(u64::MAX).min(self.limits.kv_bytes)
-    }
-
-    fn running_bytes(&self) -> u64 {
-        self.running.iter().map(|sequence| self.reserved_bytes(sequence)).sum()
-    }
-
-    /// Puts a request among the running ones.
-    fn run_sequence(&mut self, sequence: Sequence) {
-        let place =
-            self.running.partition_point(|other| other.request.since <= sequence.request.since);
-        self.running.insert(place, sequence);
-    }
-
-    /// Bytes that a running request may come to need soon.
-    fn reserved_bytes(&self, sequence: &Sequence) -> u64 {
-        let tokens = sequence.expected_tokens(USUAL_ANSWER);
-        let live = &sequence.live;
-        live.session.bytes().max(self.session_bytes(tokens)) + live.checkpoint_bytes()
     }
 
     /// Begins a request with capacity for `tokens` tokens; false if it has to wait.
@@ -143,7 +108,7 @@ impl Worker {
 
     /// Goes on with a preempted request, with capacity for `tokens` tokens; false if it has to
     /// wait longer.
-    fn resume(&mut self, request: Request, tokens: usize) -> bool {
+    fn resume(&mut self, request: Admitted, tokens: usize) -> bool {
         let live = self.with_room(|worker| {
             let mut live = LiveSession::empty(&worker.engine)?;
             worker.reserve(&mut live, request.pending(), tokens)?;
@@ -163,6 +128,13 @@ impl Worker {
                 false
             }
         }
+    }
+
+    /// Puts a request among the running ones.
+    fn run_sequence(&mut self, sequence: Sequence) {
+        let place =
+            self.running.partition_point(|other| other.request.since <= sequence.request.since);
+        self.running.insert(place, sequence);
     }
 
     /// Makes something that the device must have room for. If it has none, idle sessions go; if
@@ -187,57 +159,5 @@ impl Worker {
                 return Err(alone.then(|| Failure::Memory(error.to_string())));
             }
         }
-    }
-
-    /// Drops idle sessions, and if that is not enough preempts the newest requests, until the next
-    /// step fits into memory. The oldest request always goes on.
-    pub(super) fn make_room(&mut self) {
-        while self.used_bytes() > self.kv_bytes() {
-            if self.evict() {
-                continue;
-            }
-            if self.running.len() < 2 {
-                break;
-            }
-            self.preempt(self.running.len() - 1);
-        }
-    }
-
-    /// Bytes of KV state that there are, and that the next step adds.
-    fn used_bytes(&self) -> u64 {
-        let next = |s: &Sequence| {
-            let grown = self.session_bytes(s.live.session.len() + MAX_REWIND);
-            s.live.session.bytes().max(grown) + s.live.checkpoint_bytes()
-        };
-        self.running.iter().map(next).sum::<u64>() + self.prefix_cache.bytes()
-    }
-
-    /// Drops the least recently used session, if there is one.
-    pub(super) fn evict(&mut self) -> bool {
-        let evicted = self.prefix_cache.evict();
-        if evicted {
-            self.observer.evicted();
-        }
-        evicted
-    }
-
-    /// No more than now is going to fit onto the device.
-    pub(super) fn note_full_memory(&mut self) {
-        let used = self.used_bytes();
-        tracing::warn!(
-            used,
-            limit = self.limits.kv_bytes,
-            "the device has less memory than allowed"
-        );
-        self.found_bytes = Some(used);
-    }
-
-    /// Takes a request's memory away; its tokens are computed again when there is room.
-    pub(super) fn preempt(&mut self, index: usize) {
-        self.observer.preempted();
-        let mut request = self.running.remove(index).preempt();
-        request.outbox.flush();
-        let place = self.preempted.partition_point(|other| other.since <= request.since);
-        self.preempted.insert(place, request);
     }
 }
