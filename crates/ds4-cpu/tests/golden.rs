@@ -5,17 +5,20 @@ use std::sync::{Arc, Mutex};
 use ds4_conformance::{
     feed,
     golden::{Distance, Golden, golden},
-    small_model, suite, tiny_file,
+    session_after, small_model, suite, tiny_file,
 };
 use ds4_cpu::{CpuBackend, CpuExperts, Kernels};
 use ds4_engine::{
-    BackendError, Engine, MAX_REWIND, Phase, SessionError, SnapshotError, Wanted, Work,
+    BackendError, Engine, MAX_REWIND, Phase, Session, SessionError, SnapshotError, Wanted, Work,
     backend::{Batch, Cache, Span, StageResult},
     experts::{RoutedExperts, RoutedRows},
     rows::CacheRounding,
     sampling::{Sampler, SamplingParams},
 };
 use ds4_model::{Model, synth::Recipe};
+
+/// Bytes of a snapshot before its tokens.
+const HEADER: usize = 48;
 
 fn tiny_backend(kernels: Kernels, rounding: CacheRounding) -> CpuBackend {
     let model = Model::open(&tiny_file("tiny-b-q2.gguf")).unwrap();
@@ -309,6 +312,31 @@ fn going_back_too_far_or_to_other_tokens_is_refused() {
     let mut restored = engine.restore(&engine.snapshot(&session).unwrap()).unwrap();
     let refused = engine.rewind(&mut restored, 89);
     assert_eq!(refused, Err(SessionError::Overwritten { to: 89, oldest: 90 }));
+}
+
+/// models/tiny/tiny-b-q2.snapshot was written by an earlier version of the program: the format,
+/// the state of every plane and the model's identity stay. A new version of the format gets a file
+/// of its own; [`sample_snapshot`] makes one.
+#[test]
+fn snapshots_of_earlier_versions_restore() {
+    let engine = tiny_engine(Kernels::Reference, CacheRounding::On);
+    let saved = std::fs::read(tiny_file("tiny-b-q2.snapshot")).unwrap();
+    let (mut session, made) = sample_snapshot(&engine);
+    let mut restored = engine.restore(&saved).unwrap();
+    assert_eq!(restored.tokens(), session.tokens());
+    assert_eq!((saved.len(), &saved[..HEADER]), (made.len(), &made[..HEADER]));
+    assert!(engine.snapshot(&restored).unwrap() == saved);
+    let next = prompt();
+    let whole = feed(&engine, &mut session, &next[..100], 100);
+    assert_close("an earlier version's", &whole, &feed(&engine, &mut restored, &next[..100], 100));
+}
+
+/// A session of 40 tokens, and its snapshot.
+fn sample_snapshot(engine: &Engine) -> (Session, Vec<u8>) {
+    let tokens: Vec<u32> = (0..40).map(|i| 300 + 7 * i).collect();
+    let session = session_after(engine, &tokens);
+    let bytes = engine.snapshot(&session).unwrap();
+    (session, bytes)
 }
 
 #[test]

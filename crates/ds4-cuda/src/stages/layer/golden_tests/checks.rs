@@ -17,7 +17,7 @@ use super::{
         MOST_DEVIATIONS, Rows, check_choice, halves, pair_products, pair_values, pairs, singles,
         split, values,
     },
-    side_by_side::OnDevice,
+    on_device::OnDevice,
 };
 use crate::{
     device::Buffer,

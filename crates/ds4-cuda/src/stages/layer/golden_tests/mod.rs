@@ -1,9 +1,10 @@
 //! Every stage against the plain one, with the plain path's own inputs while it runs golden
 //! sequences: so an error neither grows from stage to stage, nor hides behind a choice that fell
-//! the other way. Without a device the tests say so and pass.
+//! the other way.
 
 mod checks;
 mod closeness;
+mod on_device;
 mod side_by_side;
 
 use std::sync::Arc;

@@ -7,20 +7,13 @@ use ds4_cpu::{CpuBackend, CpuStep, Kernels};
 use ds4_engine::{
     Phase,
     backend::{Batch, Cache as _, Span, Sublayer},
-    layout::{LayerLayout, StateLayout},
-    rope::frequencies,
+    layout::StateLayout,
     rows::CacheRounding,
 };
 use ds4_model::{Model, config::LayerKind};
 
-use super::{checks::Step, closeness::Closeness};
-use crate::{
-    Cache,
-    device::{Buffer, Device},
-    scratch::Scratch,
-    stages::layer::{CudaStep, Shape, visible},
-    weights::Weights,
-};
+use super::{checks::Step, on_device::OnDevice};
+use crate::{Cache, device::Device, stages::layer::visible};
 
 /// Rows of the longest step.
 const MOST_ROWS: usize = 256;
@@ -35,18 +28,6 @@ pub struct SideBySide {
     positions: Vec<usize>,
 }
 
-/// The device's side.
-pub struct OnDevice {
-    pub model: Arc<Model>,
-    pub layout: StateLayout,
-    pub device: Device,
-    weights: Weights,
-    frequencies: Buffer<f32>,
-    pub scratch: Scratch,
-    pub caches: Vec<Cache>,
-    pub closeness: Closeness,
-}
-
 impl SideBySide {
     /// `sessions` empty sessions.
     pub fn new(
@@ -55,23 +36,9 @@ impl SideBySide {
         rounding: CacheRounding,
         sessions: usize,
     ) -> SideBySide {
-        let config = &model.config;
-        let layout = StateLayout::new(config, rounding);
+        let layout = StateLayout::new(&model.config, rounding);
         let plain = CpuBackend::new(model.clone(), Kernels::Reference, rounding);
-        let weights = Weights::load(&device, &model, |_, _| {}).expect("weights");
-        let both = [LayerKind::Swa, LayerKind::Csa].map(|kind| frequencies(config, kind));
-        let cache = |_| Cache::new(&device, &layout, 0).expect("memory for a session");
-        let sizes = (MOST_ROWS, MOST_ROWS);
-        let ours = OnDevice {
-            frequencies: device.buffer(both.as_flattened()).expect("frequencies"),
-            scratch: Scratch::new(&device, config, rounding, &weights, sizes).expect("scratch"),
-            caches: (0..sessions).map(cache).collect(),
-            closeness: Closeness::default(),
-            layout,
-            weights,
-            device,
-            model,
-        };
+        let ours = OnDevice::new(device, model, layout, sessions, MOST_ROWS);
         SideBySide {
             plain_caches: (0..sessions).map(|_| plain.empty_cache()).collect(),
             plain,
@@ -152,44 +119,5 @@ impl SideBySide {
         scratch.step.fill(batch, crowded).expect("tables");
         scratch.step.upload(&ours.device).expect("tables");
         scratch.head.rows.upload(&ours.device, &batch.logit_rows).expect("rows");
-    }
-}
-
-impl OnDevice {
-    /// Gives a layer of a session the compressed rows and index keys that `from` has after `tokens`
-    /// tokens.
-    pub fn copy_rows(
-        &mut self,
-        layer: usize,
-        session: usize,
-        from: &ds4_cpu::Cache,
-        tokens: usize,
-    ) {
-        for (plane, layout) in self.layout.layers()[layer].planes() {
-            let rows = from.read_rows(layer, plane, 0..layout.rows(tokens)).expect("rows");
-            self.caches[session].write_rows(layer, plane, 0, &rows).expect("room for rows");
-        }
-    }
-
-    pub fn layer(&self, layer: usize) -> &LayerLayout {
-        &self.layout.layers()[layer]
-    }
-
-    /// A step of the device, with the output of `pending` still to be spread.
-    pub fn begin_step(&self, shape: Shape, pending: Option<Sublayer>) -> CudaStep<'_> {
-        CudaStep {
-            device: &self.device,
-            config: &self.model.config,
-            weights: &self.weights,
-            rounding: self.layout.rounding(),
-            frequencies: &self.frequencies,
-            scratch: &self.scratch,
-            shape,
-            pending,
-        }
-    }
-
-    pub fn floats(&self, pick: impl Fn(&Scratch) -> &Buffer<f32>, len: usize) -> Vec<f32> {
-        self.device.download(pick(&self.scratch), 0..len).expect("a result")
     }
 }
