@@ -134,6 +134,7 @@ impl Load<'_> {
             prefill_chunk: 128,
             kv_bytes,
             stall: Duration::from_secs(600),
+            reuse_answers: false,
         };
         let observer = Box::new(counts.clone());
         let runtime =

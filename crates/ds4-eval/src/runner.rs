@@ -130,6 +130,7 @@ pub fn run(
         prefill_chunk: engine.backend().prefill_chunk(),
         kv_bytes: KV_SLACK * at_once as u64 * session,
         stall: Duration::MAX,
+        reuse_answers: false,
     };
     let tokenizer = encoder.tokenizer().clone();
     let runtime = Runtime::start(engine, tokenizer, limits, Box::new(()));

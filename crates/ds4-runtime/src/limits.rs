@@ -20,4 +20,7 @@ pub struct Limits {
     pub kv_bytes: u64,
     /// How long a client may leave its events untaken.
     pub stall: Duration,
+    /// Whether the prefix cache gives tokens of earlier answers too. They were decoded, so a prompt
+    /// that reuses them may differ in its last bits from the same prompt without a cache.
+    pub reuse_answers: bool,
 }

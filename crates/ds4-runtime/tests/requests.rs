@@ -4,7 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use ds4_runtime::{Event, Failure, Finish, Refused};
+use ds4_runtime::{Event, Failure, Finish, Limits, Refused};
 use support::{Running, all, ask, limits, text, wait_until};
 
 #[test]
@@ -97,6 +97,27 @@ fn what_cannot_be_computed_is_refused() {
     assert!(refusal(&|request| request.max_tokens = 0).contains("one of answer"));
     assert!(refusal(&|request| request.prompt = vec![1; 64]).contains("the context takes 64"));
     assert!(refusal(&|request| request.prompt[2] = u32::MAX).contains("no token 4294967295"));
+}
+
+/// A second turn repeats the first one's prompt and answer.
+#[test]
+fn answers_are_reused_where_that_is_wanted() {
+    for reuse_answers in [false, true] {
+        let running = Running::new(Limits { reuse_answers, ..limits() });
+        let (first, mut second) = (ask("text", 100, 100), ask("text", 100, 100));
+        let events = all(running.submit(first));
+        let tokens = |event: &Event| match event {
+            Event::Token(token) => Some(token.token),
+            _ => None,
+        };
+        let answer: Vec<_> = events.iter().filter_map(tokens).collect();
+        let prompt = second.prompt.len();
+        second.prompt.extend(&answer);
+        let events = all(running.submit(second));
+        // The answer's last token was drawn and never computed.
+        let cached = if reuse_answers { prompt + answer.len() - 1 } else { prompt };
+        assert_eq!(events[0], Event::Started { cached }, "{reuse_answers}");
+    }
 }
 
 #[test]

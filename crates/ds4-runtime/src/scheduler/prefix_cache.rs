@@ -1,9 +1,10 @@
 //! The prefix cache: sessions that no request uses, kept because a later prompt may begin like
 //! them.
 //!
-//! Only tokens that were computed as a prompt are matched, and only by their ids. The tokens of an
-//! answer were computed with other arithmetic ([`Phase::Decode`](ds4_engine::Phase)): a prompt that
-//! reused them would differ in its last bits from the same prompt without a cache.
+//! Tokens are matched by their ids. The tokens of an answer were computed with other arithmetic
+//! ([`Phase::Decode`](ds4_engine::Phase)): a prompt that reused them would differ in its last bits
+//! from the same prompt without a cache. So they are matched only with
+//! [`reuse_answers`](crate::Limits::reuse_answers).
 
 use std::time::Instant;
 
@@ -57,8 +58,9 @@ struct PrefixMatch {
 }
 
 /// Idle sessions.
-#[derive(Default)]
 pub(super) struct PrefixCache {
+    /// Whether tokens of answers are matched too.
+    reuse_answers: bool,
     idle: Vec<Idle>,
     /// Bytes of all together.
     bytes: u64,
@@ -71,6 +73,11 @@ struct Idle {
 }
 
 impl PrefixCache {
+    /// An empty one.
+    pub(super) fn new(reuse_answers: bool) -> Self {
+        PrefixCache { reuse_answers, idle: Vec::new(), bytes: 0 }
+    }
+
     /// A session for `prompt`: the idle one that saves most, or a fork of it or of a running one
     /// if that saves more than taking it over and there is `room` for one more, or an empty one.
     ///
@@ -85,7 +92,7 @@ impl PrefixCache {
     ) -> Result<Start, BackendError> {
         let idle = self.idle.iter().map(|idle| &idle.live);
         let matches = idle.chain(running.iter().copied());
-        let matches = matches.map(|live| live.prefix_match(prompt)).enumerate();
+        let matches = matches.map(|live| live.prefix_match(prompt, self.reuse_answers)).enumerate();
         let best = matches.max_by_key(|(_, found)| found.kept);
         let Some((index, found)) = best.filter(|(_, found)| found.kept > 0) else {
             return Start::empty(engine);
@@ -203,8 +210,9 @@ impl LiveSession {
 
     /// The longest beginning of `prompt` that this session can give; at least one token is left
     /// to compute.
-    fn prefix_match(&self, prompt: &[TokenId]) -> PrefixMatch {
-        let usable = &self.session.tokens()[..self.prompt];
+    fn prefix_match(&self, prompt: &[TokenId], reuse_answers: bool) -> PrefixMatch {
+        let tokens = self.session.tokens();
+        let usable = if reuse_answers { tokens } else { &tokens[..self.prompt] };
         let common = usable.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let kept = common.min(prompt.len().saturating_sub(1));
         if kept == self.session.len() {

@@ -84,7 +84,7 @@ impl Worker {
             load,
             messages,
             queue: Queue::default(),
-            prefix_cache: PrefixCache::default(),
+            prefix_cache: PrefixCache::new(limits.reuse_answers),
             running: Vec::new(),
             preempted: Vec::new(),
             found_bytes: None,

@@ -43,6 +43,7 @@ pub fn limits() -> Limits {
         prefill_chunk: 512,
         kv_bytes: 1 << 30,
         stall: Duration::from_secs(60),
+        reuse_answers: false,
     }
 }
 

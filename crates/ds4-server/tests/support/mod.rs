@@ -61,6 +61,7 @@ pub fn config() -> ServerConfig {
             prefill_chunk: 512,
             kv_bytes: 1 << 30,
             stall: Duration::from_secs(2),
+            reuse_answers: false,
         },
         request_timeout: Duration::ZERO,
         shutdown_grace: Duration::from_secs(5),

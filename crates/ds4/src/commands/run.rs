@@ -163,6 +163,8 @@ fn runtime(engine: Engine, tokenizer: Arc<Tokenizer>, context: usize) -> Result<
         kv_bytes: 2 * engine.backend().session_bytes(context),
         // A terminal may stand still as long as it likes.
         stall: Duration::MAX,
+        // Nobody else's requests can change the conversation.
+        reuse_answers: true,
     };
     Runtime::start(engine, tokenizer, limits, Box::new(())).context("cannot start threads")
 }

@@ -95,6 +95,10 @@ struct LoadArgs {
     /// Megabytes for the KV state of requests, and of conversations kept for later
     #[arg(long, value_name = "N", default_value_t = 8192)]
     kv_memory: u64,
+    /// Reuse the state of earlier answers too, not only of prompts: later turns begin sooner, but
+    /// their text may depend on whether the state was still there
+    #[arg(long)]
+    reuse_answers: bool,
     /// Seconds that a request may take in all; 0 for no end
     #[arg(long, value_name = "N", default_value_t = 0)]
     timeout: u64,
@@ -151,6 +155,7 @@ impl ServeArgs {
                 prefill_chunk,
                 kv_bytes: self.load.kv_memory << 20,
                 stall: Duration::from_secs(30),
+                reuse_answers: self.load.reuse_answers,
             },
             request_timeout: Duration::from_secs(self.load.timeout),
             shutdown_grace: Duration::from_secs(self.load.grace),
