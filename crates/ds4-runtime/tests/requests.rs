@@ -114,8 +114,8 @@ fn answers_are_reused_where_that_is_wanted() {
         let prompt = second.prompt.len();
         second.prompt.extend(&answer);
         let events = all(running.submit(second));
-        // The answer's last token was drawn and never computed.
-        let cached = if reuse_answers { prompt + answer.len() - 1 } else { prompt };
+        // The answer's last token was drawn and never computed; the prompt's last was decoded.
+        let cached = if reuse_answers { prompt + answer.len() - 1 } else { prompt - 1 };
         assert_eq!(events[0], Event::Started { cached }, "{reuse_answers}");
     }
 }

@@ -1,7 +1,7 @@
 //! The prefix cache: sessions that no request uses, kept because a later prompt may begin like
 //! them.
 //!
-//! Tokens are matched by their ids. The tokens of an answer were computed with other arithmetic
+//! Tokens are matched by their ids. Decoded tokens were computed with other arithmetic
 //! ([`Phase::Decode`](ds4_engine::Phase)): a prompt that reused them would differ in its last bits
 //! from the same prompt without a cache. So they are matched only with
 //! [`reuse_answers`](crate::Limits::reuse_answers).
@@ -22,8 +22,8 @@ const SMALL_LOSS: usize = 256;
 /// A session and the positions it can go back to.
 pub(super) struct LiveSession {
     pub(super) session: Session,
-    /// Leading tokens that were computed as a prompt.
-    prompt: usize,
+    /// Leading tokens that were prefilled.
+    prefilled: usize,
     checkpoints: Vec<Checkpoint>,
     checkpoint_bytes: u64,
 }
@@ -160,10 +160,10 @@ impl LiveSession {
         Ok(Self::new(engine.new_session()?, Vec::new()))
     }
 
-    /// A session that holds tokens of a prompt and no others.
+    /// A session that holds prefilled tokens and no others.
     fn new(session: Session, checkpoints: Vec<Checkpoint>) -> Self {
-        let prompt = session.len();
-        let mut live = LiveSession { session, prompt, checkpoints, checkpoint_bytes: 0 };
+        let prefilled = session.len();
+        let mut live = LiveSession { session, prefilled, checkpoints, checkpoint_bytes: 0 };
         live.count_checkpoints();
         live
     }
@@ -182,9 +182,9 @@ impl LiveSession {
         self.checkpoint_bytes
     }
 
-    /// All tokens so far belong to a prompt.
-    pub(super) fn note_prompt(&mut self) {
-        self.prompt = self.session.len();
+    /// All tokens so far were prefilled.
+    pub(super) fn note_prefilled(&mut self) {
+        self.prefilled = self.session.len();
     }
 
     /// Makes the present position one to come back to.
@@ -212,7 +212,7 @@ impl LiveSession {
     /// to compute.
     fn prefix_match(&self, prompt: &[TokenId], reuse_answers: bool) -> PrefixMatch {
         let tokens = self.session.tokens();
-        let usable = if reuse_answers { tokens } else { &tokens[..self.prompt] };
+        let usable = if reuse_answers { tokens } else { &tokens[..self.prefilled] };
         let common = usable.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let kept = common.min(prompt.len().saturating_sub(1));
         if kept == self.session.len() {
@@ -238,7 +238,7 @@ impl LiveSession {
         gone.map_err(device_error)?;
         self.checkpoints.retain(|checkpoint| checkpoint.position() <= found.kept);
         self.count_checkpoints();
-        self.prompt = found.kept;
+        self.prefilled = found.kept;
         Ok(())
     }
 

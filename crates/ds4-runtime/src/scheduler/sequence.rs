@@ -112,9 +112,11 @@ impl Sequence {
         Sequence { live, request, chunk: 0, wanted: Vec::new() }
     }
 
-    /// Tokens of the prompt that are not computed yet.
-    pub(super) fn prompt_left(&self) -> usize {
-        self.request.prompt.saturating_sub(self.live.session.len())
+    /// Tokens of the prompt that are still to be prefilled: all but the last, which is decoded with
+    /// the answer's. It needs a step of its own, since there is a checkpoint before it, and a step of
+    /// one row is cheaper in decode.
+    pub(super) fn prefill_left(&self) -> usize {
+        (self.request.prompt - 1).saturating_sub(self.live.session.len())
     }
 
     /// Tokens that the session may hold in the end, with an answer of `answer` tokens or what is
@@ -132,12 +134,12 @@ impl Sequence {
         let grains = (start + tokens) / PREFILL_GRAIN;
         let end = grains.max(start / PREFILL_GRAIN + 1) * PREFILL_GRAIN;
         let checkpoint = self.request.checkpoints.iter().find(|at| **at > start);
-        let end = end.min(self.request.prompt).min(checkpoint.copied().unwrap_or(usize::MAX));
+        let end = end.min(checkpoint.copied().unwrap_or(self.request.prompt - 1));
         self.plan(end - start)
     }
 
-    /// Chooses the tokens of the answer that the next step computes: all that can be decoded at
-    /// once. Returns how many.
+    /// Chooses the tokens that the next step decodes: as many as can be decoded at once. Returns how
+    /// many.
     pub(super) fn plan_answer(&mut self) -> usize {
         self.plan(self.request.pending.len().min(MAX_REWIND))
     }
@@ -153,7 +155,7 @@ impl Sequence {
 
     /// The planned work, and the rest.
     pub(super) fn parts(&mut self) -> Parts<'_> {
-        let phase = if self.prompt_left() > 0 { Phase::Prefill } else { Phase::Decode };
+        let phase = if self.prefill_left() > 0 { Phase::Prefill } else { Phase::Decode };
         let (session, tokens) = (&mut self.live.session, &self.request.pending[..self.chunk]);
         let work = Work { session, tokens, phase, wanted: &self.wanted };
         Parts { work, outbox: &mut self.request.outbox, answer: &mut self.request.answer }
@@ -164,9 +166,11 @@ impl Sequence {
         self.request.pending.drain(..self.chunk);
         self.chunk = 0;
         let position = self.live.session.len();
-        if position <= self.request.prompt {
-            self.live.note_prompt();
-            self.request.outbox.hold(Event::Prefill { left: self.prompt_left() });
+        if let Some(left) = self.request.prompt.checked_sub(position) {
+            self.request.outbox.hold(Event::Prefill { left });
+        }
+        if position < self.request.prompt {
+            self.live.note_prefilled();
             if self.request.checkpoints.contains(&position) {
                 self.live.checkpoint(engine);
             }

@@ -22,7 +22,7 @@ impl Worker {
             if sequence.request.outbox.held_since().is_some() {
                 continue;
             }
-            if sequence.prompt_left() > 0 {
+            if sequence.prefill_left() > 0 {
                 prompts.push(index);
             } else {
                 answer_rows += sequence.plan_answer();
@@ -37,7 +37,7 @@ impl Worker {
             self.plan_prompt(oldest, budget.div_ceil(2), &mut budget, &mut plan);
             prompts.remove(0);
         }
-        prompts.sort_by_key(|index| self.running[*index].prompt_left());
+        prompts.sort_by_key(|index| self.running[*index].prefill_left());
         for index in prompts {
             self.plan_prompt(index, budget, &mut budget, &mut plan);
         }
