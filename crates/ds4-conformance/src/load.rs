@@ -106,9 +106,9 @@ impl Load<'_> {
         check("32 at a time", &together);
 
         let session = (self.engine)().backend().session_bytes(200);
-        let (crowded, [preempted, ..]) = self.run(32, 6 * session);
+        let (crowded, [preempted, ..]) = self.run(32, 3 * session);
         println!("{n} requests, {preempted} preempted");
-        assert!(preempted > 0, "nothing was preempted");
+        assert!(preempted > n / 20, "{preempted} requests were preempted");
         check("with preemption", &crowded);
     }
 

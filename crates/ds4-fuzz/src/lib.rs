@@ -16,8 +16,8 @@ mod served;
 pub struct Target {
     /// Its name, and that of the folder with its seeds.
     pub name: &'static str,
-    /// What takes the bytes.
-    pub run: fn(&[u8]),
+    /// Takes the bytes; returns whether they were right.
+    pub run: fn(&[u8]) -> bool,
 }
 
 /// All targets.
@@ -34,7 +34,7 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "snapshot", run: served::snapshot },
 ];
 
-/// Runs the target `name`.
+/// Runs the target `name` on bytes that may be wrong.
 ///
 /// # Panics
 /// If there is none of that name, or if the target finds an error.

@@ -30,7 +30,6 @@ pub fn all() -> Vec<Seed> {
     add("read_gguf", "everything", container());
     add("read_gguf", "empty", file(&[], &[]));
     add("load_model", "model", model.clone());
-    add("load_model", "everything", container());
     add("safetensors", "checkpoint", checkpoint(&model));
     add("imatrix", "dat", importance_dat());
     add("imatrix", "gguf", importance_gguf());

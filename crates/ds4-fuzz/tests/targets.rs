@@ -47,8 +47,11 @@ fn main() -> ExitCode {
 fn survives(target: &Target, seeds: &[Seed], until: Until) -> bool {
     let seeds: Vec<_> = seeds.iter().filter(|seed| seed.target == target.name).collect();
     assert!(!seeds.is_empty(), "{} has no seeds", target.name);
-    if !seeds.iter().all(|seed| passes(target, seed.name, &seed.bytes)) {
-        return false;
+    for seed in &seeds {
+        match passes(target, seed.name, &seed.bytes) {
+            Some(right) => assert!(right, "{}: the seed {} is refused", target.name, seed.name),
+            None => return false,
+        }
     }
     let begun = Instant::now();
     let goes_on = |round| match until {
@@ -58,7 +61,7 @@ fn survives(target: &Target, seeds: &[Seed], until: Until) -> bool {
     let mut round = 0;
     while goes_on(round) {
         let bytes = mutated(&seeds, round);
-        if !passes(target, &format!("{round}"), &bytes) {
+        if passes(target, &format!("{round}"), &bytes).is_none() {
             return false;
         }
         round += 1;
@@ -67,17 +70,17 @@ fn survives(target: &Target, seeds: &[Seed], until: Until) -> bool {
     true
 }
 
-/// Whether the target takes the bytes without a panic.
-fn passes(target: &Target, name: &str, bytes: &[u8]) -> bool {
+/// Whether the target finds the bytes right; nothing if it panics.
+fn passes(target: &Target, name: &str, bytes: &[u8]) -> Option<bool> {
     let run = target.run;
-    let passes = catch_unwind(|| run(bytes)).is_ok();
-    if !passes {
+    let right = catch_unwind(|| run(bytes)).ok();
+    if right.is_none() {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz");
         let path = folder.join(format!("{}-{name}", target.name));
         fs::create_dir_all(&folder).and_then(|()| fs::write(&path, bytes)).expect("a file");
         eprintln!("{}: fails on {}", target.name, path.display());
     }
-    passes
+    right
 }
 
 /// Numbers at which code may go wrong.

@@ -1,14 +1,10 @@
 //! Requests of all dialects.
 
-use std::fs;
-
 use ds4_text::{
     prompt::InputMessage,
     request::{self, Request, RequestError, chat, completions, messages, responses},
 };
 use serde_json::{Value, json};
-
-use crate::support::read;
 
 type Read = fn(Value) -> Result<Request, RequestError>;
 
@@ -18,22 +14,6 @@ const DIALECTS: [(&str, Read); 4] = [
     ("responses_request", responses::read),
     ("completions_request", completions::read),
 ];
-
-/// Fuzzing begins with these: one that is refused leads nowhere.
-#[test]
-fn seeds_of_the_fuzz_targets_are_read() {
-    for (target, read_request) in DIALECTS {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds");
-        let mut seeds = 0;
-        for seed in fs::read_dir(format!("{folder}/{target}")).unwrap() {
-            let path = seed.unwrap().path();
-            let request = request::parse(&read(&path)).and_then(read_request);
-            assert!(request.is_ok(), "{}: {}", path.display(), request.unwrap_err());
-            seeds += 1;
-        }
-        assert!(seeds >= 2, "{target}");
-    }
-}
 
 #[test]
 fn a_result_without_a_call_may_follow_a_call_without_a_result() {
