@@ -20,19 +20,23 @@ fn main() {
     let session = Cache::new(&device, &layout, tokens).expect("room for a session");
     let bytes = session.bytes() as f64;
     println!("{tokens} tokens, {:.1} MB of KV state", bytes / 1e6);
-    let report = |what: &str, run: &dyn Fn() -> StageResult| {
+    let best = |run: &dyn Fn() -> StageResult| {
         let times = (0..REPEATS).map(|_| {
             device.synchronize().expect("the device");
             let start = Instant::now();
             run().and_then(|()| device.synchronize()).expect("a copy");
             start.elapsed().as_secs_f64()
         });
-        let best = times.fold(f64::INFINITY, f64::min);
-        println!("{what}: {:.2} ms, {:.0} GB/s", best * 1e3, bytes / best / 1e9);
+        times.fold(f64::INFINITY, f64::min)
     };
-    report("fork on the device", &|| session.fork(tokens).map(drop));
-    report("checkpoint on the device", &|| session.save_frontier(tokens).map(drop));
-    report("copy by way of the host", &|| by_way_of_the_host(&device, &layout, &session, tokens));
+    let copy = |what: &str, time: f64| {
+        println!("{what}: {:.2} ms, {:.0} GB/s", time * 1e3, bytes / time / 1e9);
+    };
+    copy("fork on the device", best(&|| session.fork(tokens).map(drop)));
+    let host = best(&|| by_way_of_the_host(&device, &layout, &session, tokens));
+    copy("copy by way of the host", host);
+    let checkpoint = best(&|| session.save_frontier(tokens).map(drop));
+    println!("checkpoint on the device: {:.2} ms", checkpoint * 1e3);
 }
 
 fn by_way_of_the_host(
