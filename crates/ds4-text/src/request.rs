@@ -8,6 +8,7 @@
 
 pub mod chat;
 pub mod completions;
+mod constraint;
 mod convert;
 mod error;
 mod history;
@@ -18,6 +19,7 @@ pub mod responses;
 use deepseek_recipe::request::ConversationRequest;
 use serde_json::Value;
 
+pub use constraint::Constraint;
 pub use error::RequestError;
 pub use options::{Options, RawPrompt};
 
