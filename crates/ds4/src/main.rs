@@ -3,6 +3,8 @@
 //! This file parses the command line, runs one of [`commands`], and turns an error into one line
 //! and an exit code: 1 for errors, 2 for a wrong command line, 130 after Ctrl-C.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod commands;
 mod compute;
