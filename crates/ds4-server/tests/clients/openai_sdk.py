@@ -43,7 +43,8 @@ messages = [
     {"role": "user", "content": "[text]"},
 ]
 second = client.chat.completions.create(model="any", messages=messages, tools=[TOOL])
-assert second.usage.prompt_tokens_details.cached_tokens > answer.usage.prompt_tokens
+# All of the first prompt but its last token: answers are computed anew.
+assert second.usage.prompt_tokens_details.cached_tokens >= answer.usage.prompt_tokens - 1
 parts = [c.choices[0].delta.tool_calls or [] for c in ask("tools", tools=[TOOL], stream=True, extra_body=OFF)]
 arguments = "".join(p.function.arguments or "" for part in parts for p in part)
 assert json.loads(arguments) == {"city": "Oslo", "days": 2}
@@ -91,5 +92,5 @@ history += [
     {"role": "user", "content": "[text]"},
 ]
 second = client.responses.create(model="any", input=history, reasoning={"effort": "low"}, tools=[flat])
-assert second.usage.input_tokens_details.cached_tokens > final.usage.input_tokens
+assert second.usage.input_tokens_details.cached_tokens >= final.usage.input_tokens - 1
 print("openai for Python: as expected")
