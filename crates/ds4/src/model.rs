@@ -127,12 +127,14 @@ fn newest_model() -> Option<PathBuf> {
     models_in(&models_directory()?).ok()?.into_iter().max_by_key(changed)
 }
 
-/// Model files in a directory by name; of split models the first part.
+/// Model files in a directory by name; of split models the first part. Folders and links to nowhere
+/// are no models, whatever their names.
 fn models_in(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut models = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "gguf") && !is_later_part(&path) {
+        let is_gguf = path.extension().is_some_and(|extension| extension == "gguf");
+        if is_gguf && path.is_file() && !is_later_part(&path) {
             models.push(path);
         }
     }
@@ -173,6 +175,7 @@ mod tests {
         let add = |name: &str| fs::write(dir.path().join(name), "").unwrap();
         let message = |dir: &Path| named(dir).unwrap_err().to_string();
         add("README.md");
+        fs::create_dir(dir.path().join("folder.gguf")).unwrap();
         assert!(message(dir.path()).contains("without .gguf files"));
         add("v4-00001-of-00002.gguf");
         add("v4-00002-of-00002.gguf");

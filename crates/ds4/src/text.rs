@@ -17,6 +17,11 @@ pub struct ProfileArgs {
     profile: Option<Profile>,
 }
 
+/// The text of a prompt's file: editors put a byte order mark before it, and a line end after it.
+pub fn of_file(text: &str) -> &str {
+    text.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n'])
+}
+
 /// The tokenizer of a model; says on stderr what is odd about it.
 pub fn tokenizer(model: &Model) -> Result<Arc<Tokenizer>> {
     let tokenizer = Tokenizer::from_gguf(&model.files()[0], model.config.vocab)?;

@@ -27,7 +27,7 @@ use crate::{
     interrupt::{self, Again},
     model::{ModelArgs, Source},
     terminal,
-    text::ProfileArgs,
+    text::{self, ProfileArgs},
 };
 use conversation::{Conversation, Settings};
 use printer::Printer;
@@ -202,7 +202,7 @@ impl RunArgs {
         }
         if let Some(path) = &self.prompt_file {
             let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            return Ok(Some(text));
+            return Ok(Some(text::of_file(&text).to_owned()));
         }
         if io::stdin().is_terminal() {
             return Ok(None);
@@ -210,7 +210,7 @@ impl RunArgs {
         let mut text = String::new();
         io::stdin().read_to_string(&mut text).context("standard input")?;
         ensure!(!text.trim().is_empty(), "standard input is empty: give a prompt with -p");
-        Ok(Some(text))
+        Ok(Some(text::of_file(&text).to_owned()))
     }
 
     fn thinking(&self) -> Thinking {

@@ -32,10 +32,13 @@ fn the_prompt_can_come_from_a_file_or_a_pipe() {
     let expected = stdout(&ANSWER);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("prompt");
-    fs::write(&file, "Hello").unwrap();
     let mut args = ANSWER;
     (args[1], args[2]) = ("--prompt-file", str(&file));
-    assert_eq!(stdout(&args), expected);
+    // Editors add a byte order mark and line ends.
+    for content in ["Hello", "Hello\n", "\u{feff}Hello\r\n"] {
+        fs::write(&file, content).unwrap();
+        assert_eq!(stdout(&args), expected, "{content:?}");
+    }
 
     let rest = [&ANSWER[..1], &ANSWER[3..]].concat();
     let mut child = ds4(&rest)

@@ -1,6 +1,6 @@
 //! `ds4 run` and long work at a (pseudo) terminal.
 
-use std::process::Command;
+use std::{io::Write, process::Command};
 
 use rexpect::{
     process::WaitStatus,
@@ -150,6 +150,50 @@ fn reasoning_is_dimmed_or_titled() {
         let plain = shown(&[variable]);
         assert!(plain.contains("Thinking:") && !plain.contains("\x1b[2m"), "{plain:?}");
     }
+}
+
+/// The answer goes elsewhere, and the reasoning to the terminal: random weights at a temperature of 2
+/// draw every control character.
+#[test]
+fn reasoning_cannot_command_the_terminal() {
+    let answer = ["run", "-p", "x", "-n", "2000", "--temp", "2", "--min-p", "0", "--seed", "7"];
+    let program = ds4(&[&answer[..], &["--reference"]].concat());
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$0\" \"$@\" > /dev/null"]).arg(program.get_program());
+    command.args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let shown = opened(command, &[]).exp_eof().unwrap();
+    assert!(shown.len() > 1000, "{shown:?}");
+    // Bars and dimmed notes are the program's own.
+    let own = |rest: &str| {
+        let codes = rest.strip_prefix('[').unwrap_or("x");
+        codes.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with(['m', 'K'])
+    };
+    let foreign = |(at, c): (usize, char)| match c {
+        '\x1b' => !own(&shown[at + 1..]),
+        c => c.is_ascii_control() && !matches!(c, '\n' | '\r' | '\t'),
+    };
+    let found: Vec<_> = shown.char_indices().filter(|&place| foreign(place)).collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
+/// A terminal with another encoding sends such bytes.
+#[test]
+fn a_byte_that_is_not_utf_8_costs_its_line() {
+    let mut session = chat(&["--nothink", "-n", "3"]);
+    session.exp_string("\x1b[?2004h").unwrap();
+    session.process().get_file_handle().unwrap().write_all(b"caf\xe9 x\r").unwrap();
+    session.exp_string("The line is not UTF-8").unwrap();
+    say(&mut session, "Hello");
+    session.exp_regex(r"wrote 3 at").unwrap();
+    say(&mut session, "/quit");
+    session.exp_eof().unwrap();
+    assert_eq!(exit_code(&session), 0);
 }
 
 #[test]

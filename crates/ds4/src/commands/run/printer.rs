@@ -11,6 +11,7 @@ use crate::terminal::{self, Style};
 /// or titled where there are no colours; elsewhere it goes to stderr.
 pub struct Printer {
     is_terminal: bool,
+    stderr_is_terminal: bool,
     dim: Style,
     last: Option<Part>,
 }
@@ -25,7 +26,12 @@ impl Printer {
     /// Prints to stdout.
     pub fn new() -> Self {
         let stdout = io::stdout();
-        Printer { is_terminal: stdout.is_terminal(), dim: Style::DIM.on(&stdout), last: None }
+        Printer {
+            is_terminal: stdout.is_terminal(),
+            stderr_is_terminal: io::stderr().is_terminal(),
+            dim: Style::DIM.on(&stdout),
+            last: None,
+        }
     }
 
     /// Prints what a token added.
@@ -62,6 +68,10 @@ impl Printer {
     fn write(&self, part: Part, text: &str) -> Result<()> {
         match part {
             Part::Reasoning if !self.is_terminal => {
+                let text = match self.stderr_is_terminal {
+                    true => terminal::printable(text),
+                    false => text.into(),
+                };
                 // Only the answer must arrive.
                 let _ = io::stderr().write_all(text.as_bytes());
             }

@@ -16,7 +16,7 @@ use rustyline::{Config, DefaultEditor, error::ReadlineError};
 use super::{conversation::Conversation, printer::Printer};
 use crate::{
     interrupt::{self, Again},
-    terminal,
+    terminal, text,
 };
 
 /// Lines of history that are kept.
@@ -99,7 +99,7 @@ impl Repl {
             "/read" => {
                 let text =
                     fs::read_to_string(argument).with_context(|| format!("/read: {argument}"))?;
-                self.say(text)?;
+                self.say(text::of_file(&text).to_owned())?;
             }
             "/system" => {
                 self.system = Some(argument.to_owned()).filter(|text| !text.is_empty());
@@ -152,6 +152,12 @@ fn read_line(editor: &mut DefaultEditor) -> Result<Option<String>> {
                 terminal::note("Ctrl-D leaves.");
             }
             Err(ReadlineError::Eof) => return Ok(None),
+            Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                text.clear();
+                terminal::note(
+                    "The line is not UTF-8 and was dropped: paste text, or use /read FILE.",
+                );
+            }
             Err(error) => return Err(error.into()),
         }
     }
